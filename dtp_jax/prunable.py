@@ -1,0 +1,181 @@
+"""What can be pruned: the elements of a parameter tree and how their masks multiply it.
+
+A `Prunable` is one granularity. It names the score arrays, reads an importance off the parameters
+and applies masks to them; budgets and methods know nothing else about the network.
+"""
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+__all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'nm', 'paths', 'weights']
+
+Params = Any  # a pytree of arrays
+Masks = dict[str, Array]
+
+
+class Prunable(NamedTuple):
+  """The prunable elements of a network.
+
+  Attributes:
+    shapes: shape of the score array of each name. Rows (the last axis) may be problems of their
+      own (`Budget(scope='row')`); otherwise elements of an array are one flat list.
+    density: relative density of each name under the Erdos-Renyi-kernel rule, sum(kernel shape) /
+      prod(kernel shape).
+    magnitude: params -> {name: importance >= 0, of the score shape}: |w| for a weight, the root
+      mean square for a block. Differentiable.
+    apply_masks: (params, masks) -> params times masks {name: array of the score shape}. Pure;
+      differentiable in both.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  density: dict[str, float]
+  magnitude: Callable[[Params], dict[str, Array]]
+  apply_masks: Callable[[Params, Masks], Params]
+
+
+def paths(params: Params) -> dict[str, Array]:
+  """The leaves of a pytree keyed by path, as in {'Conv_0/kernel': array}."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {jax.tree_util.keystr(k, simple=True, separator='/'): v for k, v in leaves}
+
+
+def weights(params: Params, *, exclude: Iterable[str] = ()) -> Prunable:
+  """Every single weight of every kernel.
+
+  Args:
+    params: pytree; its float leaves with at least 2 axes are the kernels. Concrete or abstract.
+    exclude: glob patterns of paths to leave dense, as in ('Dense_1/*',).
+
+  Returns:
+    A Prunable with scores of the kernels' own shapes.
+
+  Raises:
+    ValueError: a pattern that matches no kernel, or no kernel left.
+  """
+  return _prunable(_kernels(params, exclude), lambda w: w, jnp.abs, lambda mask, w: mask)
+
+
+def nm(params: Params, m: int, *, exclude: Iterable[str] = ()) -> Prunable:
+  """Groups of m consecutive weights along the input axis, for N:M sparsity.
+
+  `Budget(n / m, scope='row')` then keeps n of every m.
+
+  Args:
+    params: as in `weights`; kernels are (..., in, out).
+    m: group size, >= 2; it must divide the input axis of every kernel not excluded.
+    exclude: as in `weights`.
+
+  Returns:
+    A Prunable with scores of shape (groups, m) per kernel.
+
+  Raises:
+    ValueError: as `weights`; m < 2 or not a divisor of an input axis.
+  """
+  if m < 2:
+    raise ValueError(f'm is {m}; expected a group of at least 2 weights.')
+  kernels = _kernels(params, exclude)
+  _check_divides(kernels, (m, 1))
+
+  def rows(w):
+    *rest, inputs, outputs = w.shape
+    w = w.reshape(*rest, inputs // m, m, outputs)
+    return jnp.moveaxis(w, -2, -1).reshape(-1, m)
+
+  def expand(mask, w):
+    *rest, inputs, outputs = w.shape
+    mask = mask.reshape(*rest, inputs // m, outputs, m)
+    return jnp.moveaxis(mask, -1, -2).reshape(w.shape)
+
+  return _prunable(kernels, rows, lambda w: jnp.abs(rows(w)), expand)
+
+
+def blocks(params: Params, shape: tuple[int, int], *, exclude: Iterable[str] = ()) -> Prunable:
+  """Blocks of weights: tiles of the (in, out) plane of every kernel.
+
+  Args:
+    params: as in `weights`.
+    shape: (height, width) of a tile along the input and the output axis; both must divide.
+    exclude: as in `weights`.
+
+  Returns:
+    A Prunable with one score per tile, of shape (..., in / height, out / width) per kernel.
+
+  Raises:
+    ValueError: as `weights`; a tile that is empty or does not divide a kernel.
+  """
+  height, width = shape
+  if height < 1 or width < 1:
+    raise ValueError(f'shape is {shape}; expected a (height, width) of at least (1, 1).')
+  kernels = _kernels(params, exclude)
+  _check_divides(kernels, (height, width))
+
+  def tiles(w):
+    *rest, inputs, outputs = w.shape
+    return w.reshape(*rest, inputs // height, height, outputs // width, width)
+
+  def norm(w):
+    mean = jnp.mean(jnp.square(tiles(w)), axis=(-3, -1))
+    # The root has no derivative at 0: an all-zero block gets the derivative 0.
+    return jnp.where(mean > 0, jnp.sqrt(jnp.where(mean > 0, mean, 1.0)), 0.0)
+
+  def expand(mask, w):
+    del w
+    return jnp.repeat(jnp.repeat(mask, height, axis=-2), width, axis=-1)
+
+  return _prunable(kernels, lambda w: tiles(w)[..., 0, :, 0], norm, expand)
+
+
+def _prunable(kernels, arrange, norm, expand):
+  def magnitude(params):
+    leaves = paths(params)
+    return {name: norm(leaves[name]) for name in kernels}
+
+  def apply_masks(params, masks):
+    def multiply(path, w):
+      mask = masks.get(jax.tree_util.keystr(path, simple=True, separator='/'))
+      return w if mask is None else w * expand(mask, w).astype(w.dtype)
+
+    return jax.tree_util.tree_map_with_path(multiply, params)
+
+  return Prunable(
+    shapes={name: jax.eval_shape(arrange, w).shape for name, w in kernels.items()},
+    density={name: sum(w.shape) / math.prod(w.shape) for name, w in kernels.items()},
+    magnitude=magnitude,
+    apply_masks=apply_masks,
+  )
+
+
+def _kernels(params, exclude):
+  kernels = {
+    name: leaf
+    for name, leaf in paths(params).items()
+    if len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
+  if isinstance(exclude, str):
+    raise ValueError(f'exclude is {exclude!r}; expected a tuple of patterns, as in ({exclude!r},).')
+  for pattern in exclude:
+    matched = fnmatch.filter(kernels, pattern)
+    if not matched:
+      raise ValueError(f'exclude has {pattern!r}, which matches none of {sorted(kernels)}.')
+    kernels = {name: leaf for name, leaf in kernels.items() if name not in matched}
+  if not kernels:
+    raise ValueError(
+      f'params has no kernel to prune among {sorted(paths(params))}; expected a float leaf with at '
+      'least 2 axes that no pattern excludes.'
+    )
+  return kernels
+
+
+def _check_divides(kernels, tile):
+  for name, w in kernels.items():
+    if w.shape[-2] % tile[0] or w.shape[-1] % tile[1]:
+      raise ValueError(
+        f'{name} has (in, out) = {w.shape[-2:]}, not a multiple of {tile}; exclude it, as in '
+        f'exclude=({name!r},), or choose another size.'
+      )

@@ -1,0 +1,97 @@
+"""A run folder: what was asked for and where it ran, written once and never overwritten."""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+import ml_collections
+
+__all__ = ['open_run', 'read_config', 'read_json', 'write_json']
+
+_PACKAGES = ('dtp-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
+  """Creates a run folder, or reopens one that was started with the same config.
+
+  Args:
+    config: written to config.json at the first call.
+    workdir: the folder.
+
+  Returns:
+    The folder as an absolute path; config.json and environment.json lie in it.
+
+  Raises:
+    ValueError: the folder belongs to another config; the differing fields are listed.
+  """
+  folder = pathlib.Path(workdir).absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  asked = _flat(json.loads(config.to_json_best_effort()))
+  path = folder / 'config.json'
+  if path.exists():
+    there = _flat(read_json(path))
+    differing = sorted(k for k in asked | there if asked.get(k) != there.get(k))
+    if differing:
+      lines = [f'  {k}: {there.get(k)!r} there, {asked.get(k)!r} asked' for k in differing]
+      raise ValueError(
+        f'workdir {folder} belongs to a run with another config:\n' + '\n'.join(lines) + '\n'
+        'Give another --workdir, or the old values to resume.'
+      )
+  else:
+    write_json(path, json.loads(config.to_json_best_effort()))
+  write_json(folder / 'environment.json', environment())
+  return folder
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices and command of this process."""
+  device = jax.devices()[0]
+  return {
+    'command': ' '.join(sys.argv),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'cpus': os.cpu_count(),
+    'device': device.device_kind,
+    'backend': device.platform,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
+    'versions': {name: metadata.version(name) for name in _PACKAGES},
+  }
+
+
+def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+  """The config a run folder was started with.
+
+  Raises:
+    FileNotFoundError: not a run folder.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(f'{workdir} is not a run folder: it has no config.json.')
+  return ml_collections.ConfigDict(read_json(path))
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The content of a JSON file."""
+  return json.loads(path.read_text())
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+  temporary.replace(path)
+
+
+def _flat(tree, prefix=''):
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  flat = {}
+  for name, value in tree.items():
+    flat |= _flat(value, f'{prefix}.{name}' if prefix else name)
+  return flat

@@ -1,0 +1,242 @@
+"""The training loop: checkpoints, metrics and progress wrapped around one jitted step."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+
+from dtp_jax.data import pipeline, sources
+from dtp_jax.optimizer import transplant
+from dtp_jax.prunable import paths
+from dtp_jax.train import folder as run_folder
+from dtp_jax.train.checkpoint import Checkpoints
+from dtp_jax.train.evaluate import Evaluator
+from dtp_jax.train.metrics import MetricsWriter, read_metrics
+from dtp_jax.train.recipe import build
+from dtp_jax.train.stages import Stages
+from dtp_jax.train.state import TrainState
+from dtp_jax.train.step import Recipe, resident, train_step
+
+__all__ = ['DivergedError', 'compare', 'train_and_evaluate']
+
+
+class DivergedError(RuntimeError):
+  """The loss became NaN or infinite."""
+
+
+def compare(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The run of a config and its baselines under the identical recipe.
+
+  The baselines in `config.baselines` fork from the main run where its dense stage ends: same
+  weights, optimizer state and order of the data. They lie in `workdir`/baselines.
+
+  Args:
+    config: of the main run.
+    workdir: its run folder.
+
+  Returns:
+    The summaries, main run first (see `train_and_evaluate`).
+  """
+  main = train_and_evaluate(config, workdir)
+  summaries = [main]
+  for name in config.get('baselines', ()):
+    baseline = ml_collections.ConfigDict(config)
+    baseline.method = name
+    baseline.baselines = ()
+    fork = workdir if main['stages']['dense'] else None
+    place = pathlib.Path(workdir) / 'baselines' / name
+    summaries.append(train_and_evaluate(baseline, place, fork=fork))
+  return summaries
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: str | pathlib.Path,
+  *,
+  fork: str | pathlib.Path | None = None,
+) -> dict[str, Any]:
+  """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
+
+  Args:
+    config: see configs/mnist_mini.py for every field.
+    workdir: run folder; config.json, environment.json, metrics.jsonl, checkpoints/, masks.npz,
+      pruned.npz and summary.json are written there.
+    fork: run folder to take the end of the dense stage from, instead of training it again. Its
+      config must agree in everything that shapes the dense stage.
+
+  Returns:
+    The summary: accuracies, requested and achieved count, seconds, stages.
+
+  Raises:
+    ValueError: a config out of range, or a workdir of another config.
+    FileNotFoundError: data that is not prepared, or a fork without its checkpoint.
+    DivergedError: NaN or infinite loss; the message names step, stage and last good checkpoint.
+  """
+  workdir = run_folder.open_run(config, workdir)
+  data = sources.load(config.data.name, config.data.get('data_dir'))
+  recipe, state = build(config, data)
+  stages = recipe.stages
+  always = (stages.soft_start, stages.total)
+  checkpoints = Checkpoints(workdir / 'checkpoints', always=always)
+  with contextlib.closing(checkpoints):
+    seconds = 0.0
+    if checkpoints.latest is not None:
+      state, position = checkpoints.restore(state)
+      seconds = position['seconds']
+    elif fork is not None:
+      state = _fork(fork, state, stages, data)
+    run = _Run(config, workdir, recipe, data, checkpoints, seconds)
+    with contextlib.closing(run):
+      state = run.until_done(state)
+  return _summarise(config, workdir, recipe, state, run)
+
+
+class _Run:
+  """The host side of one run."""
+
+  def __init__(self, config, workdir, recipe: Recipe, data, checkpoints, seconds: float):
+    self._config, self._stages, self._checkpoints = config, recipe.stages, checkpoints
+    self._data = jax.tree.map(jax.numpy.asarray, data.train)
+    self._evaluate = Evaluator(recipe, data.test, config.data.eval_batch_size)
+
+    def step(state, data, index):
+      return train_step(recipe, state, resident(data, index))
+
+    self._step = jax.jit(step, donate_argnums=0)
+    self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
+    self._pending: list[tuple[int, Any]] = []
+    self._seconds, self._began = seconds, time.monotonic()
+    self._eval_steps = _eval_steps(config, self._stages, len(data.train['label']))
+
+  @property
+  def seconds(self) -> float:
+    """Seconds spent on this run, earlier sessions included."""
+    return self._seconds + time.monotonic() - self._began
+
+  def until_done(self, state: TrainState) -> TrainState:
+    """Takes the steps that are left."""
+    begin, batch = int(state.step), self._config.data.batch_size
+    examples = len(self._data['label'])
+    stream = pipeline.IndexStream(examples, batch, seed=self._config.seed, step=begin)
+    bar = tqdm.tqdm(
+      initial=begin * batch, total=self._stages.total * batch, unit='image', unit_scale=True,
+      disable=None,
+    )
+    with bar:
+      if self._checkpoints.latest is None:
+        self._measure(state)
+      for step in range(begin, self._stages.total):
+        state, metrics = self._step(state, self._data, next(stream))
+        self._pending.append((step + 1, metrics))
+        bar.update(batch)
+        evaluate = step + 1 in self._eval_steps
+        if evaluate or len(self._pending) >= self._config.log_every:
+          self._flush(bar)
+        if evaluate:
+          self._measure(state)
+          self._metrics.flush()
+          self._checkpoints.save(state, {'data': stream.state, 'seconds': self.seconds})
+    return state
+
+  def close(self):
+    self._metrics.close()
+
+  def _measure(self, state):
+    values = self._evaluate(state)
+    stage = self._stages.name(max(0, int(state.step) - 1))
+    self._metrics.write('test', int(state.step), {'stage': stage, **values})
+
+  def _flush(self, bar):
+    """Fetches the metrics of the steps since the last flush: one wait for the device, not each."""
+    for step, metrics in jax.device_get(self._pending):
+      stage = self._stages.name(step - 1)
+      if not math.isfinite(metrics['loss']):
+        self._metrics.write('train', step, {'stage': stage, **metrics})
+        raise DivergedError(self._diverged(step, stage, metrics['loss']))
+      self._metrics.write('train', step, {'stage': stage, **metrics})
+    self._pending.clear()
+    shown = {name: f'{metrics[name]:.3f}' for name in ('loss', 'softness', 'kept')}
+    bar.set_description(stage)
+    bar.set_postfix(shown)
+
+  def _diverged(self, step, stage, loss):
+    latest = self._checkpoints.latest
+    last = 'there is no checkpoint yet'
+    if latest is not None:
+      last = f'the last good checkpoint is {self._checkpoints.path(latest)} (step {latest})'
+    return (
+      f'loss is {loss} at step {step} of the {stage} stage; {last}. Lower the learning rate '
+      '(optimizer.learning_rate dense, optimizer.prune_learning_rate after) and start anew.'
+    )
+
+
+def _eval_steps(config, stages: Stages, examples: int) -> set[int]:
+  """Every `eval_every` epochs and at the end of each stage."""
+  every = max(1, round(config.eval_every * examples / config.data.batch_size))
+  bounds = {stages.soft_start, stages.hard_start, stages.total}
+  return set(range(every, stages.total, every)) | {b for b in bounds if b > 0}
+
+
+def _fork(source, state: TrainState, stages: Stages, data) -> TrainState:
+  """The state with weights, statistics and weight optimizer of the end of another's dense stage."""
+  config = run_folder.read_config(source)
+  recipe, template = build(config, data)
+  if recipe.stages.soft_start != stages.soft_start:
+    raise ValueError(
+      f'{source} has a dense stage of {recipe.stages.dense} steps; expected {stages.dense}.'
+    )
+  with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
+    donor, _ = checkpoints.restore(template, stages.soft_start)
+  return state.replace(
+    step=donor.step,
+    params=donor.params,
+    batch_stats=donor.batch_stats,
+    opt_state=transplant(state.opt_state, donor.opt_state),
+  )
+
+
+def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) -> dict[str, Any]:
+  """Writes masks.npz, pruned.npz and summary.json of a finished run."""
+  hard = jax.device_get(recipe.method.harden(state.variables))
+  params = jax.jit(functools.partial(recipe.prunable.apply_masks, state.params))(hard)
+  pruned = {f'params/{k}': np.asarray(v) for k, v in paths(params).items()}
+  pruned |= {f'batch_stats/{k}': np.asarray(v) for k, v in paths(state.batch_stats).items()}
+  _save_arrays(workdir / 'masks.npz', hard)
+  _save_arrays(workdir / 'pruned.npz', pruned)
+  records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
+  by_step = {r['step']: r for r in records}
+  final = records[-1]
+  summary = {
+    'method': config.method,
+    'seed': config.seed,
+    'stages': recipe.stages._asdict(),
+    'dense_accuracy': by_step.get(recipe.stages.soft_start, {}).get('accuracy'),
+    'accuracy': final.get('accuracy_hard', final['accuracy']),
+    'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
+    'prunable': sum(mask.size for mask in hard.values()),
+    'requested': sum(p.k * p.count for p in recipe.method.problems),
+    'achieved': int(sum(np.count_nonzero(mask) for mask in hard.values())),
+    'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
+    'nonzero': int(sum(np.count_nonzero(w) for k, w in pruned.items() if k.startswith('params/'))),
+    'seconds': round(run.seconds, 1),
+  }
+  # Rerunning a finished run changes nothing: its time is that of the first time.
+  path = workdir / 'summary.json'
+  if path.exists():
+    return run_folder.read_json(path)
+  run_folder.write_json(path, summary)
+  return summary
+
+
+def _save_arrays(path, arrays):
+  temporary = path.with_suffix('.tmp')
+  with temporary.open('wb') as file:
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+  temporary.replace(path)

@@ -1,0 +1,70 @@
+"""Metrics as one JSON object per line, and on TensorBoard where tensorboardX is installed."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+__all__ = ['MetricsWriter', 'read_metrics']
+
+
+class MetricsWriter:
+  """Appends to metrics.jsonl; a resumed run drops the lines past its checkpoint first."""
+
+  def __init__(self, folder: str | pathlib.Path, *, resume_step: int = 0):
+    """Opens `folder`/metrics.jsonl and keeps its lines up to step `resume_step`."""
+    self._path = pathlib.Path(folder) / 'metrics.jsonl'
+    kept = [r for r in read_metrics(folder) if r['step'] <= resume_step]
+    temporary = self._path.with_suffix('.tmp')
+    temporary.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+    temporary.replace(self._path)
+    self._file = self._path.open('a')
+    self._board = _summary_writer(folder, resume_step)
+
+  def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    """Writes one record {'kind', 'step', **values}; non-finite numbers become null."""
+    record = {'kind': kind, 'step': step, **_plain(values)}
+    self._file.write(json.dumps(record, allow_nan=False) + '\n')
+    if self._board:
+      for name, value in record.items():
+        if isinstance(value, int | float) and name != 'step':
+          self._board.add_scalar(f'{kind}/{name}', value, step)
+
+  def flush(self) -> None:
+    """Brings everything written to the disk."""
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._file.close()
+    if self._board:
+      self._board.close()
+
+
+def read_metrics(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The records of a run folder; none where it has not begun. A torn last line is left out."""
+  path = pathlib.Path(folder) / 'metrics.jsonl'
+  records = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return records
+
+
+def _plain(value):
+  if isinstance(value, dict):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, str | int | type(None)):
+    return value
+  number = float(value)
+  return number if math.isfinite(number) else None
+
+
+def _summary_writer(folder, purge_step):
+  try:
+    import tensorboardX
+  except ImportError:
+    return None
+  return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)

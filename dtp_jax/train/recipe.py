@@ -1,0 +1,161 @@
+"""From a config to the parts of a run: model, method, optimizer, stages."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dtp_jax import methods, models, prunable
+from dtp_jax.budget import Budget
+from dtp_jax.data import pipeline, sources
+from dtp_jax.optimizer import partitioned
+from dtp_jax.prunable import Prunable
+from dtp_jax.train.stages import Stages
+from dtp_jax.train.state import TrainState, create_train_state
+from dtp_jax.train.step import Recipe
+
+__all__ = ['build', 'build_model', 'build_stages']
+
+MODELS: dict[str, type[nn.Module]] = {
+  'lenet': models.LeNet,
+  'resnet_cifar': models.CifarResNet,
+}
+
+# How each method is built from (elements, budget, soft steps, options of the config).
+METHODS = {
+  'dense': lambda p, b, steps, **kw: methods.dense(p, **kw),
+  'random': lambda p, b, steps, **kw: methods.random(p, b, **kw),
+  'magnitude': lambda p, b, steps, **kw: methods.magnitude(p, b, **kw),
+  'gradual_magnitude': lambda p, b, steps, **kw: methods.gradual_magnitude(
+    p, b, steps=_part(steps, kw), **kw
+  ),
+  'spartan': lambda p, b, steps, **kw: methods.spartan(p, b, steps=_part(steps, kw), **kw),
+  'straight_through': lambda p, b, steps, **kw: methods.straight_through(
+    p, b, steps=_part(steps, kw), **kw
+  ),
+  'pdp': lambda p, b, steps, **kw: methods.pdp(p, b, steps=_part(steps, kw), **kw),
+  'transportation': lambda p, b, steps, **kw: methods.transportation(p, b, steps=steps, **kw),
+}
+
+
+def build(
+  config: ml_collections.ConfigDict, data: sources.Dataset
+) -> tuple[Recipe, TrainState]:
+  """The recipe of a run and its state at step 0.
+
+  Args:
+    config: see configs/mnist_mini.py for every field.
+    data: gives image shape, number of classes and channel statistics.
+
+  Returns:
+    The recipe and a state initialised from `config.seed`.
+
+  Raises:
+    ValueError: an unknown name or an option out of range.
+  """
+  model = build_model(config, data.num_classes)
+  key_init, key_train = jax.random.split(jax.random.key(config.seed))
+  images = jnp.zeros((1, *data.train['image'].shape[1:]), jnp.float32)
+  variables = jax.jit(functools.partial(model.init, train=False))(key_init, images)
+  stages = build_stages(config, len(data.train['label']))
+  elements = build_prunable(config, variables['params'])
+  method = build_method(config, elements, stages)
+  tx = build_optimizer(config, stages)
+  recipe = Recipe(
+    apply=model.apply,
+    preprocess=functools.partial(_preprocess, config.data, data.mean, data.std),
+    prunable=elements,
+    method=method,
+    tx=tx,
+    stages=stages,
+    label_smoothing=config.optimizer.label_smoothing,
+  )
+  return recipe, create_train_state(variables, method, tx, key_train)
+
+
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The network that `config.model` names, with its fields as attributes."""
+  fields = dict(config.model)
+  return _choose(MODELS, 'model.name', fields.pop('name'))(num_classes=num_classes, **fields)
+
+
+def build_stages(config: ml_collections.ConfigDict, examples: int) -> Stages:
+  """Stage lengths in steps from `config.stages` in epochs."""
+  per_epoch = examples / config.data.batch_size
+  return Stages(*(round(config.stages[name] * per_epoch) for name in Stages._fields))
+
+
+def build_prunable(config: ml_collections.ConfigDict, params: Any) -> Prunable:
+  """The elements that `config.prune.granularity` names."""
+  prune = config.prune
+  builders = {
+    'weights': lambda: prunable.weights(params, exclude=prune.exclude),
+    'nm': lambda: prunable.nm(params, prune.group, exclude=prune.exclude),
+    'blocks': lambda: prunable.blocks(params, prune.block, exclude=prune.exclude),
+  }
+  return _choose(builders, 'prune.granularity', prune.granularity)()
+
+
+def build_method(config: ml_collections.ConfigDict, elements: Prunable, stages: Stages):
+  """The method that `config.method` names, with `config.methods[name]` as its options."""
+  build_one = _choose(METHODS, 'method', config.method)
+  budget = Budget(config.prune.keep, config.prune.scope)
+  options = dict(config.methods.get(config.method, {}))
+  return build_one(elements, budget, max(1, stages.soft), **options)
+
+
+def build_optimizer(
+  config: ml_collections.ConfigDict, stages: Stages
+) -> optax.GradientTransformation:
+  """SGD or AdamW on the weights, Adam on the scores (its step is free of their scale)."""
+  o = config.optimizer
+  rate = optax.join_schedules(
+    [
+      _cosine(o.learning_rate, stages.dense, o.warmup),
+      _cosine(o.prune_learning_rate, stages.soft + stages.hard, 0.0),
+    ],
+    [stages.dense],
+  )
+  builders = {
+    'sgd': lambda: optax.chain(
+      optax.add_decayed_weights(o.weight_decay, mask=_kernels_only),
+      optax.sgd(rate, momentum=o.momentum, nesterov=o.nesterov),
+    ),
+    'adamw': lambda: optax.adamw(rate, weight_decay=o.weight_decay, mask=_kernels_only),
+  }
+  weights = _choose(builders, 'optimizer.name', o.name)()
+  return partitioned(weights, optax.adam(o.score_learning_rate), learn_scores=stages.is_soft)
+
+
+def _cosine(rate, steps, warmup):
+  if steps == 0:
+    return optax.constant_schedule(rate)
+  warm = round(warmup * steps)
+  return optax.warmup_cosine_decay_schedule(0.0 if warm else rate, rate, warm, steps)
+
+
+def _kernels_only(params):
+  return jax.tree.map(lambda w: w.ndim >= 2, params)
+
+
+def _preprocess(options, mean, std, key, images, train):
+  if train:
+    images = pipeline.augment(
+      key, images, crop_padding=options.crop_padding, flip=options.flip
+    )
+  return pipeline.normalise(images, mean, std)
+
+
+def _part(steps, options):
+  """Length of a ramp: the fraction `ramp` (default 0.8) of the soft stage."""
+  return max(1, round(options.pop('ramp', 0.8) * steps))
+
+
+def _choose(table, field, name):
+  if name not in table:
+    raise ValueError(f'{field} is {name!r}; expected one of {sorted(table)}.')
+  return table[name]

@@ -1,0 +1,75 @@
+"""The state of a run: every collection by name."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from dtp_jax.methods import PruningMethod
+
+__all__ = ['TrainState', 'create_train_state']
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a step reads and writes.
+
+  Attributes:
+    step: int32 scalar, steps taken.
+    rng: base key; the key of a step is fold_in(rng, step).
+    params: trained weights.
+    scores: trained importance scores {name: array}; empty for methods that learn none.
+    batch_stats: running statistics of the normalisation layers; empty without them.
+    transport: log-odds {name: array} that rank the elements.
+    opt_state: of the partitioned optimizer over {'params', 'scores'}.
+  """
+
+  step: Array
+  rng: Array
+  params: Any
+  scores: Any
+  batch_stats: Any
+  transport: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The Flax collections."""
+    return {
+      'params': self.params,
+      'scores': self.scores,
+      'batch_stats': self.batch_stats,
+      'transport': self.transport,
+    }
+
+
+def create_train_state(
+  variables: dict[str, Any], method: PruningMethod, tx: optax.GradientTransformation, rng: Array
+) -> TrainState:
+  """A state at step 0.
+
+  Args:
+    variables: 'params' and, for networks that have them, 'batch_stats'.
+    method: gives the scores and transport collections; both are started anew when the soft stage
+      begins, from the weights of that moment.
+    tx: optimizer over {'params', 'scores'}.
+    rng: base key.
+
+  Returns:
+    A TrainState.
+  """
+  extra = method.init(variables)
+  # A method may start scores and log-odds from one array; donated buffers must not be shared.
+  extra = jax.tree.map(jnp.copy, extra)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    rng=rng,
+    params=variables['params'],
+    scores=extra['scores'],
+    batch_stats=variables.get('batch_stats', {}),
+    transport=extra['transport'],
+    opt_state=tx.init({'params': variables['params'], 'scores': extra['scores']}),
+  )

@@ -1,0 +1,185 @@
+"""One training step and one evaluation step, pure and shared by every method and stage."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from dtp_jax import transport as ops
+from dtp_jax.methods import PruningMethod
+from dtp_jax.prunable import Masks, Prunable
+from dtp_jax.train.stages import Stages
+from dtp_jax.train.state import TrainState
+
+__all__ = ['Batch', 'Recipe', 'eval_step', 'masked_params', 'resident', 'train_step']
+
+Batch = dict[str, Array]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'mask' bool (B,) in eval
+
+
+class Recipe(NamedTuple):
+  """What a step is made of; built once from a config.
+
+  Attributes:
+    apply: Linen's module.apply, with a `train` argument.
+    preprocess: (key, uint8 images, train) -> float images.
+    prunable: the elements that may be pruned.
+    method: the pruning method.
+    tx: optimizer over {'params', 'scores'}.
+    stages: stage lengths.
+    label_smoothing: in [0, 1).
+  """
+
+  apply: Callable[..., Any]
+  preprocess: Callable[[Array, Array, bool], Array]
+  prunable: Prunable
+  method: PruningMethod
+  tx: optax.GradientTransformation
+  stages: Stages
+  label_smoothing: float = 0.0
+
+
+def train_step(
+  recipe: Recipe, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Array]]:
+  """One step of whatever stage the step number lies in.
+
+  Args:
+    recipe: static.
+    state: donated by the caller's jit.
+    batch: 'image' uint8 (B, H, W, C) and 'label' int32 (B,).
+
+  Returns:
+    The next state and scalar metrics: loss, accuracy, softness S (mean of 4 m (1 - m)) and kept
+    (mean of the mask) of the masks used.
+  """
+  state = _begin_soft_stage(recipe, state)
+  key_augment, key_model = jax.random.split(jax.random.fold_in(state.rng, state.step))
+  images = recipe.preprocess(key_augment, batch['image'], True)
+
+  def loss_fn(trainable):
+    masks, transport = _stage_masks(recipe, {**state.variables, **trainable}, state.step)
+    params = recipe.prunable.apply_masks(trainable['params'], masks)
+    logits, updated = recipe.apply(
+      _collections(params, state.batch_stats),
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key_model},
+    )
+    loss = jnp.mean(_cross_entropy(logits, batch['label'], recipe.label_smoothing))
+    return loss, (logits, masks, transport, updated.get('batch_stats', {}))
+
+  trainable = {'params': state.params, 'scores': state.scores}
+  (loss, (logits, masks, transport, batch_stats)), grads = jax.value_and_grad(
+    loss_fn, has_aux=True
+  )(trainable)
+  updates, opt_state = recipe.tx.update(grads, state.opt_state, trainable)
+  trainable = optax.apply_updates(trainable, updates)
+  metrics = {
+    'loss': loss,
+    'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label']),
+    **_mask_metrics(masks),
+  }
+  state = state.replace(
+    step=state.step + 1,
+    params=trainable['params'],
+    scores=trainable['scores'],
+    batch_stats=batch_stats,
+    transport=transport,
+    opt_state=opt_state,
+  )
+  return state, metrics
+
+
+def masked_params(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+  """The network as it was last trained and as it would be if it were hardened now.
+
+  Returns:
+    'params' and 'params_hard' (multiplied by their masks), the metrics of the present masks, and
+    'kept_per_array' {name: mean of the mask}.
+  """
+  last = state.step - 1  # at the bound of two stages the network is still that of the first
+  masks, _ = _stage_masks(recipe, state.variables, last)
+  hard = lax.cond(
+    last < recipe.stages.soft_start,
+    lambda: jax.tree.map(jnp.ones_like, masks),
+    lambda: _as_floats(recipe.method.harden(state.variables), masks),
+  )
+  return {
+    'params': recipe.prunable.apply_masks(state.params, masks),
+    'params_hard': recipe.prunable.apply_masks(state.params, hard),
+    'metrics': _mask_metrics(masks),
+    'kept_per_array': {name: jnp.mean(mask) for name, mask in masks.items()},
+  }
+
+
+def eval_step(recipe: Recipe, params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
+  """Sums over the examples of a batch whose 'mask' is true: loss, correct, count."""
+  images = recipe.preprocess(jax.random.key(0), batch['image'], False)
+  logits = recipe.apply(_collections(params, batch_stats), images, train=False)
+  valid = batch['mask']
+  loss = _cross_entropy(logits, batch['label'], 0.0)
+  correct = jnp.argmax(logits, -1) == batch['label']
+  return {
+    'loss': jnp.sum(jnp.where(valid, loss, 0.0)),
+    'correct': jnp.sum(valid & correct, dtype=jnp.int32),
+    'count': jnp.sum(valid, dtype=jnp.int32),
+  }
+
+
+def resident(data: Batch, index: Array) -> Batch:
+  """The batch at `index` (B,) of a data set that lies on the device."""
+  return {name: values[index] for name, values in data.items()}
+
+
+def _begin_soft_stage(recipe, state):
+  """Starts scores and log-odds from the weights of the moment the soft stage begins."""
+  begun = lax.cond(
+    state.step == recipe.stages.soft_start,
+    recipe.method.init,
+    lambda variables: {name: variables[name] for name in ('scores', 'transport')},
+    state.variables,
+  )
+  return state.replace(**begun)
+
+
+def _stage_masks(recipe, variables, step) -> tuple[Masks, dict[str, Array]]:
+  """Masks of the stage the step lies in, and the next transport collection."""
+  present = variables['transport']
+
+  def dense(_):
+    return {name: jnp.ones_like(z) for name, z in present.items()}, present
+
+  def soft(variables):
+    masks, following = recipe.method.masks(variables, step - recipe.stages.soft_start)
+    return _as_floats(masks, present), following
+
+  def hard(variables):
+    return _as_floats(recipe.method.harden(variables), present), present
+
+  return lax.switch(recipe.stages.index(step), (dense, soft, hard), variables)
+
+
+def _as_floats(masks, like):
+  return {name: mask.astype(like[name].dtype) for name, mask in masks.items()}
+
+
+def _mask_metrics(masks):
+  flat = [jnp.ravel(mask) for mask in masks.values()]
+  size = sum(m.size for m in flat)
+  return {
+    'softness': sum(ops.softness(m) * m.size for m in flat) / size,
+    'kept': sum(jnp.sum(m) for m in flat) / size,
+  }
+
+
+def _collections(params, batch_stats):
+  return {'params': params, 'batch_stats': batch_stats} if batch_stats else {'params': params}
+
+
+def _cross_entropy(logits, labels, smoothing):
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+  return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)

@@ -1,0 +1,36 @@
+"""Trains a network, prunes it to the size asked for, fine-tunes and reports.
+
+  python -m experiments.train --config=configs/mnist_mini.py --workdir=runs/mnist_mini
+
+Any field of the config can be set on the command line, as in --config.prune.keep=0.02 or
+--config.seed=1. Run again with the same workdir, it resumes; the report is workdir/report.md.
+"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from dtp_jax import report
+from dtp_jax.train import loop
+from dtp_jax.train.flags import parse_flags
+
+config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')
+flags.DEFINE_string('workdir', None, 'Run folder; created, or resumed if it is there.')
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  """Runs the config and its baselines, then writes the report."""
+  del argv
+  try:
+    summaries = loop.compare(FLAGS.config, FLAGS.workdir)
+  except (ValueError, FileNotFoundError, ImportError, loop.DivergedError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
+  path = report.write_report(FLAGS.workdir)
+  print(report.table(summaries))
+  print(f'Report: {path}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)
