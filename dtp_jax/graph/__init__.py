@@ -1,0 +1,7 @@
+"""What a network is: channel groups of any traced JAX function, and the smaller network."""
+
+from dtp_jax.graph.groups import Graph, Group, Leaf, Operator, Slice
+from dtp_jax.graph.shrink import Slim, shrink
+from dtp_jax.graph.trace import trace
+
+__all__ = ['Graph', 'Group', 'Leaf', 'Operator', 'Slice', 'Slim', 'shrink', 'trace']

@@ -1,0 +1,340 @@
+"""The algebra of dims: atoms, products and concatenations of atoms, unified as a trace runs.
+
+A dim of an intermediate is an `Atom` (one axis of channels, tokens, batch), a `Product` of dims
+(what a flatten makes) or a `Concat` of dims (what a concatenation makes). Two dims that must mean
+the same are unified: an atom binds to the other side, products and concatenations are refined
+until their parts line up, and what cannot be lined up is frozen. Unification only ever merges and
+refines, so the order in which equations are read does not matter for soundness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+# An int, or jax.export's symbolic dimension: only ==, % and // are asked of it.
+Size: TypeAlias = Any
+
+
+class Atom:
+  """An indivisible dim, until a reshape or a slice divides it.
+
+  Attributes:
+    size: number of elements.
+    reason: why it must keep its size; None while it may be pruned.
+    hidden: frozen by its very nature (a conv window): left out of the report.
+    batch: the batch axis, by which MACs are divided.
+  """
+
+  __slots__ = ('batch', 'bound', 'hidden', 'reason', 'size')
+
+  def __init__(self, size: Size, reason: str | None = None, hidden: bool = False,
+               batch: bool = False):
+    self.size = size
+    self.reason = reason
+    self.hidden = hidden
+    self.batch = batch
+    self.bound: Dim | None = None
+
+  def divided(self, size: Size) -> Atom:
+    """A part of this atom, frozen if it is, or if there is nothing in it to choose from."""
+    if self.reason is None and _is_one(size):
+      return Atom(size, 'a single channel', hidden=True)
+    return Atom(size, self.reason, self.hidden, self.batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+  """A dim that runs over all combinations of its factors, the first one slowest."""
+
+  factors: tuple[Dim, ...]
+
+  @property
+  def size(self) -> Size:
+    size = 1
+    for factor in self.factors:
+      size = size * factor.size
+    return size
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+  """A dim that runs over its parts one after the other."""
+
+  parts: tuple[Dim, ...]
+
+  @property
+  def size(self) -> Size:
+    return sum(part.size for part in self.parts)
+
+
+Dim: TypeAlias = Atom | Product | Concat
+UNIT = Product(())
+
+
+def resolve(dim: Dim) -> Dim:
+  """The dim in terms of unbound atoms, nested products and concatenations flattened."""
+  if isinstance(dim, Atom):
+    if dim.bound is None:
+      return dim
+    dim.bound = resolve(dim.bound)
+    return dim.bound
+  if isinstance(dim, Product):
+    factors: list[Dim] = []
+    for factor in map(resolve, dim.factors):
+      factors += factor.factors if isinstance(factor, Product) else [factor]
+    factors = [f for f in factors if not _is_one(f.size)]
+    return factors[0] if len(factors) == 1 else Product(tuple(factors))
+  parts: list[Dim] = []
+  for part in map(resolve, dim.parts):
+    parts += part.parts if isinstance(part, Concat) else [part]
+  return parts[0] if len(parts) == 1 else Concat(tuple(parts))
+
+
+def atoms(dim: Dim) -> Iterator[Atom]:
+  """The unbound atoms a dim is made of, in order, repeats included."""
+  dim = resolve(dim)
+  if isinstance(dim, Atom):
+    yield dim
+  else:
+    for child in dim.factors if isinstance(dim, Product) else dim.parts:
+      yield from atoms(child)
+
+
+def frozen(dim: Dim) -> bool:
+  """Whether every atom of the dim must keep its size."""
+  return all(atom.reason is not None for atom in atoms(dim))
+
+
+def freeze(dim: Dim, reason: str, hidden: bool = False) -> None:
+  """Makes every atom of the dim keep its size; the first reason given stays."""
+  for atom in atoms(dim):
+    if atom.reason is None:
+      atom.reason, atom.hidden = reason, hidden
+
+
+def unify(a: Dim, b: Dim, reason: str = 'dims that do not line up') -> None:
+  """Makes two dims of one size mean the same; freezes both, for `reason`, where it cannot."""
+  a, b = resolve(a), resolve(b)
+  if a is b:
+    return
+  if isinstance(a, Atom):
+    _bind(a, b)
+  elif isinstance(b, Atom):
+    _bind(b, a)
+  elif isinstance(a, Product) and isinstance(b, Product):
+    aligned = _align_products(list(a.factors), list(b.factors), reason)
+    if not aligned:
+      freeze(a, reason)
+      freeze(b, reason)
+  else:
+    _unify_parts(a, b, reason)
+
+
+def cut(dim: Dim, at: Size) -> tuple[Dim, Dim] | None:
+  """Divides a dim into its first `at` elements and the rest; None if its structure forbids it."""
+  dim = resolve(dim)
+  if isinstance(dim, Atom):
+    head, tail = dim.divided(at), dim.divided(dim.size - at)
+    dim.bound = Concat((head, tail))
+    return head, tail
+  if isinstance(dim, Product):
+    minor = Product(dim.factors[1:])
+    if at % minor.size:
+      return None
+    halves = cut(dim.factors[0], at // minor.size)
+    if halves is None:
+      return None
+    return Product((halves[0], minor)), Product((halves[1], minor))
+  before: list[Dim] = []
+  for i, part in enumerate(dim.parts):
+    if at == 0:
+      return Concat(tuple(before)), Concat(dim.parts[i:])
+    if at < part.size:
+      halves = cut(part, at)
+      if halves is None:
+        return None
+      return Concat((*before, halves[0])), Concat((halves[1], *dim.parts[i + 1:]))
+    before.append(part)
+    at = at - part.size
+  return None
+
+
+def segments(dim: Dim, bounds: Sequence[Size]) -> list[Dim] | None:
+  """Divides a dim at increasing interior `bounds`; None (nothing said) if one does not fit."""
+  pieces, start = [], 0
+  for bound in bounds:
+    halves = cut(dim, bound - start)
+    if halves is None:
+      return None
+    pieces.append(halves[0])
+    dim, start = halves[1], bound
+  return [*pieces, dim]
+
+
+def _is_one(size: Size) -> bool:
+  return isinstance(size, int | np.integer) and size == 1
+
+
+def _bind(atom: Atom, dim: Dim) -> None:
+  """Lets `atom` stand for `dim`; a frozen atom and the batch atom are the ones that stay."""
+  if isinstance(dim, Atom):
+    keeps = (atom.batch, atom.reason is not None) > (dim.batch, dim.reason is not None)
+    if keeps:
+      atom, dim = dim, atom
+  if atom.reason is not None:
+    freeze(dim, atom.reason, atom.hidden)
+  atom.bound = dim
+
+
+def _align_products(a: list[Dim], b: list[Dim], reason: str) -> bool:
+  """Unifies two products from their fastest factors, splitting atoms; False if that fails."""
+  while True:
+    a, b = _flat(a), _flat(b)
+    if not a or not b:
+      return not a and not b
+    x, y = a.pop(), b.pop()
+    if x.size == y.size:
+      unify(x, y, reason)
+      continue
+    if x.size % y.size:
+      a, b, x, y = b, a, y, x  # the larger one is split
+    if x.size % y.size or not isinstance(x, Atom):
+      return False
+    major, minor = x.divided(x.size // y.size), x.divided(y.size)
+    x.bound = Product((major, minor))
+    unify(minor, y, reason)
+    a.append(major)
+
+
+def _flat(factors: list[Dim]) -> list[Dim]:
+  """Resolves the factors anew: unifying one may have refined another."""
+  product = resolve(Product(tuple(factors)))
+  return list(product.factors) if isinstance(product, Product) else [product]
+
+
+def _unify_parts(a: Dim, b: Dim, reason: str) -> None:
+  """Unifies two dims one of which is a concatenation, by cutting the other at its bounds."""
+  if not isinstance(a, Concat):
+    a, b = b, a
+  assert isinstance(a, Concat)
+  first = a.parts[0]
+  bound = first.size
+  if isinstance(b, Concat) and b.parts[0].size < bound:
+    a, b, bound = b, a, b.parts[0].size
+    first = a.parts[0]
+  halves = cut(b, bound) if bound < b.size else None
+  if halves is None:
+    freeze(a, reason)
+    freeze(b, reason)
+    return
+  unify(first, halves[0], reason)
+  unify(Concat(a.parts[1:]), halves[1], reason)
+
+
+# Numbers: which positions of a dim are left when atoms keep only some of their elements.
+
+Kept: TypeAlias = Mapping[Atom, np.ndarray]
+
+
+def pruned(dim: Dim, kept: Kept) -> bool:
+  """Whether any atom of the dim loses elements."""
+  return any(atom in kept for atom in atoms(dim))
+
+
+def positions(dim: Dim, kept: Kept) -> np.ndarray:
+  """Positions of the dim that remain, increasing. `kept` names only atoms that lose elements."""
+  dim = resolve(dim)
+  if isinstance(dim, Atom):
+    return kept[dim] if dim in kept else np.arange(dim.size)
+  if isinstance(dim, Product):
+    result = np.zeros(1, int)
+    for factor in dim.factors:
+      result = (result[:, None] * factor.size + positions(factor, kept)[None, :]).ravel()
+    return result
+  offsets = np.cumsum([0, *(part.size for part in dim.parts)])
+  return np.concatenate([o + positions(p, kept)
+                         for o, p in zip(offsets, dim.parts, strict=False)])
+
+
+def occurrences(dim: Dim) -> list[tuple[Atom, np.ndarray]]:
+  """Per atom in the dim, which of its elements each position belongs to (-1: to none).
+
+  Returns:
+    Pairs (atom, index) with index of shape (dim.size,), one per occurrence: an atom that occurs
+    twice in one dim gives two pairs, merged into one where they do not overlap.
+  """
+  dim = resolve(dim)
+  found: list[tuple[Atom, np.ndarray]]
+  if isinstance(dim, Atom):
+    return [(dim, np.arange(dim.size))]
+  found = []
+  if isinstance(dim, Product):
+    place, stride = np.arange(dim.size), dim.size
+    for factor in dim.factors:
+      stride //= factor.size
+      digit = place // stride % factor.size
+      found += [(atom, index[digit]) for atom, index in occurrences(factor)]
+    return found
+  start = 0
+  for part in dim.parts:
+    for atom, index in occurrences(part):
+      spread = np.full(dim.size, -1)
+      spread[start:start + part.size] = index
+      found.append((atom, spread))
+    start += part.size
+  return _merged(found)
+
+
+def _merged(found: list[tuple[Atom, np.ndarray]]) -> list[tuple[Atom, np.ndarray]]:
+  merged: list[tuple[Atom, np.ndarray]] = []
+  for atom, index in found:
+    for i, (other, seen) in enumerate(merged):
+      if other is atom and not np.any((seen >= 0) & (index >= 0)):
+        merged[i] = (atom, np.maximum(seen, index))
+        break
+    else:
+      merged.append((atom, index))
+  return merged
+
+
+def decode(dim: Dim, keep: np.ndarray, kept: dict[Atom, np.ndarray]) -> str | None:
+  """Inverse of `positions`: what its atoms must keep for the dim to keep the positions `keep`.
+
+  Args:
+    dim: the dim.
+    keep: increasing positions, shape (k,).
+    kept: filled in, for the atoms that lose elements.
+
+  Returns:
+    None, or why no choice of kept elements leaves exactly these positions.
+  """
+  dim = resolve(dim)
+  if len(keep) == dim.size and not pruned(dim, kept):
+    return None
+  if isinstance(dim, Atom):
+    if dim.reason is not None and len(keep) < dim.size:
+      return f'is frozen: {dim.reason}'
+    if dim in kept and not np.array_equal(kept[dim], keep):
+      return 'would keep different channels in two places'
+    kept[dim] = keep
+    return None
+  if isinstance(dim, Concat):
+    children, start = [], 0
+    for part in dim.parts:
+      inside = keep[(keep >= start) & (keep < start + part.size)]
+      children.append((part, inside - start))
+      start += part.size
+  else:
+    digits = np.unravel_index(keep, [f.size for f in dim.factors])
+    children = [(f, np.unique(d)) for f, d in zip(dim.factors, digits, strict=True)]
+    if np.prod([len(d) for _, d in children]) != len(keep):
+      return 'would keep channels that do not form a product'
+  for child, inside in children:
+    problem = decode(child, inside, kept)
+    if problem:
+      return problem
+  return None

@@ -1,0 +1,239 @@
+"""Dims flowing through a jaxpr: values, the events that decide about groups, and the rule table.
+
+A walk visits every equation once and asks its rule which dims the results have. Three kinds of
+events are noted on the way and judged when the walk is over: contractions (somebody must zero a
+dead channel here), productions (whose out axis is this) and operators (what it costs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core as jex
+
+from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, frozen, unify
+
+# (leaf number, axis): one axis of one leaf of the variables.
+Axis = tuple[int, int]
+NONE: frozenset[Axis] = frozenset()
+
+
+class Value(NamedTuple):
+  """What is known of one intermediate.
+
+  Attributes:
+    dims: one dim per axis; `UNIT` for axes of size 1.
+    zeroed: per axis, parameter axes with this promise: masking them makes the value zero wherever
+      an atom of this axis is dead. Empty where nothing is promised.
+    fixed: computed from parameters and constants alone, not from the inputs.
+  """
+
+  dims: tuple[Dim, ...]
+  zeroed: tuple[frozenset[Axis], ...]
+  fixed: bool = False
+
+
+class Contraction(NamedTuple):
+  """A sum over `dim`: every atom in it needs an axis in `zeroed` to be masked on, or freezes."""
+
+  dim: Dim
+  zeroed: frozenset[Axis]
+  reason: str
+
+
+class Operation(NamedTuple):
+  """A convolution or product: its MACs are the product of the sizes of `dims`, times `times`."""
+
+  leaf: int | None
+  primitive: str
+  dims: tuple[Dim, ...]
+  summed: tuple[Dim, ...]
+  times: int = 1
+
+
+@dataclass(eq=False)
+class Scope:
+  """One visited jaxpr: the values of its variables and, per call in it, the scopes entered."""
+
+  jaxpr: Any
+  consts: Sequence[Any]
+  equations: list[int]
+  values: dict[Any, Value] = field(default_factory=dict)
+  calls: dict[int, Any] = field(default_factory=dict)
+
+  def value(self, var: Any) -> Value:
+    """The value of a variable or literal of this jaxpr."""
+    return constant(var.val) if isinstance(var, jex.Literal) else self.values[var]
+
+
+Rule = Callable[['Flow', Any, list[Value]], 'list[Value] | None']
+CallRule = Callable[['Flow', Any, list[Value]], 'tuple[list[Value], Any] | None']
+RULES: dict[str, Rule] = {}
+CALLS: dict[str, CallRule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+  """Registers the rule of the named primitives. A rule that returns None does not know."""
+  def register(fn: Rule) -> Rule:
+    RULES.update(dict.fromkeys(names, fn))
+    return fn
+  return register
+
+
+def call_rule(*names: str) -> Callable[[CallRule], CallRule]:
+  """Registers a rule that enters jaxprs; it returns the results and the scopes entered."""
+  def register(fn: CallRule) -> CallRule:
+    CALLS.update(dict.fromkeys(names, fn))
+    return fn
+  return register
+
+
+class Flow:
+  """The walk: values by equation, and the events it has met."""
+
+  def __init__(self) -> None:
+    self.contractions: list[Contraction] = []
+    self.productions: list[tuple[frozenset[Axis], Dim]] = []
+    self.operations: list[Operation] = []
+    self.in_derivative = False
+    self._where: list[str] = []
+
+  def walk(self, jaxpr: Any, ins: Sequence[Value]) -> tuple[list[Value], Scope]:
+    """Visits a jaxpr, open or closed, whose arguments have the values `ins`."""
+    jaxpr, consts = opened(jaxpr)
+    scope = Scope(jaxpr, consts, live(jaxpr))
+    scope.values.update(zip(jaxpr.constvars, map(constant, consts), strict=True))
+    scope.values.update(zip(jaxpr.invars, ins, strict=True))
+    for i in scope.equations:
+      eqn = jaxpr.eqns[i]
+      self._where.append(str(eqn.source_info.name_stack))
+      outs, scope.calls[i] = self._apply(eqn, [scope.value(v) for v in eqn.invars])
+      self._where.pop()
+      scope.values.update(zip(eqn.outvars, outs, strict=True))
+    return [scope.value(v) for v in jaxpr.outvars], scope
+
+  def _apply(self, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
+    name = eqn.primitive.name
+    entered = CALLS[name](self, eqn, ins) if name in CALLS else None
+    if entered is not None:
+      return entered
+    outs = RULES[name](self, eqn, ins) if name in RULES else None
+    return (self.opaque(eqn, ins) if outs is None else outs), None
+
+  def reason(self, eqn: Any, text: str = '') -> str:
+    """'reduce_sum over it, in Net/LayerNorm_0': what a report says of a frozen dim."""
+    where = '/'.join(part for part in self._where if part)
+    return f'{eqn.primitive.name}{text}' + (f', in {where}' if where else '')
+
+  def opaque(self, eqn: Any, ins: list[Value], text: str = ' (no rule for it)') -> list[Value]:
+    """Freezes everything an equation touches; its results are fixed."""
+    reason = self.reason(eqn, text)
+    for value in ins:
+      for dim in value.dims:
+        freeze(dim, reason)
+    batches = [a for v in ins for d in v.dims[:1] for a in atoms(d) if a.batch]
+    outs = []
+    for var in eqn.outvars:
+      dims = [fixed(size, reason) for size in getattr(var.aval, 'shape', ())]
+      if dims and batches and dims[0].size == batches[0].size:
+        dims[0] = batches[0]  # what keeps the batch size in front still has the batch there
+      outs.append(plain(dims))
+    self._count_inside(eqn, batches)
+    return outs
+
+  def _count_inside(self, eqn: Any, batches: list[Atom]) -> None:
+    """MACs of the jaxprs in an opaque equation, as constants (loops of unknown length: once)."""
+    for inner in jex.jaxprs_in_params(eqn.params):
+      flow = Flow()
+      inner = opened(inner)[0]
+      flow.walk(inner, [plain([fixed(s, 'opaque') for s in getattr(v.aval, 'shape', ())])
+                        for v in inner.invars])
+      for op in flow.operations:
+        macs = int(eqn.params.get('length', 1)) * op.times
+        for dim in op.dims:
+          macs *= dim.size
+        batch = batches[0] if batches and macs % batches[0].size == 0 else None
+        dims = () if batch is None else (batch,)
+        self.operations.append(Operation(
+            None, eqn.primitive.name, dims, (), macs // batch.size if batch else macs))
+
+  def contract(self, dim: Dim, eqn: Any, operands: Sequence[tuple[Value, int]]) -> None:
+    """Notes a sum over `dim`, the given axis of each operand."""
+    zeroed = NONE
+    # A weight's in-axis is the place to mask; failing that, whatever else makes the terms zero.
+    for value, axis in sorted(operands, key=lambda o: o[0].fixed):
+      zeroed = value.zeroed[axis] or zeroed
+    self.contractions.append(Contraction(dim, zeroed, self.reason(eqn, ' sums over it')))
+
+  def operate(self, eqn: Any, weight: Value, dims: Sequence[Dim], summed: Sequence[Dim]) -> None:
+    """Notes an operator with MACs, its dims and those of them it sums over."""
+    if not self.in_derivative:  # derivative rules are not part of the network
+      leaf = min((axis[0] for z in weight.zeroed for axis in z), default=None)
+      self.operations.append(Operation(
+          leaf if weight.fixed else None, eqn.primitive.name, (*dims, *summed), tuple(summed)))
+
+
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+  """The jaxpr and its constants, of an open or a closed jaxpr."""
+  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
+
+
+def live(jaxpr: Any) -> list[int]:
+  """Indices of the equations that results depend on, or that have effects."""
+  needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+  indices = []
+  for i in reversed(range(len(jaxpr.eqns))):
+    eqn = jaxpr.eqns[i]
+    if eqn.effects or any(v in needed for v in eqn.outvars):
+      needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+      indices.append(i)
+  return indices[::-1]
+
+
+def is_one(size: Size) -> bool:
+  """Whether a size is the number 1 (a symbolic size never is)."""
+  return isinstance(size, int) and size == 1
+
+
+def fixed(size: Size, reason: str, hidden: bool = False) -> Dim:
+  """A new dim that keeps its size."""
+  return UNIT if is_one(size) else Atom(size, reason, hidden)
+
+
+def fresh(size: Size) -> Dim:
+  """A new dim about which nothing is known yet."""
+  return UNIT if is_one(size) else Atom(size)
+
+
+def plain(dims: Sequence[Dim], is_fixed: bool = False) -> Value:
+  """A value about whose zeros nothing is promised."""
+  return Value(tuple(dims), (NONE,) * len(dims), is_fixed)
+
+
+def constant(value: Any) -> Value:
+  """A captured constant or literal: free dims that will unify with what they meet."""
+  keeps = jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) if hasattr(
+      value, 'dtype') else False
+  shape = getattr(value, 'shape', ())
+  return plain([fixed(s, 'a random key') if keeps else fresh(s) for s in shape], True)
+
+
+def shape_of(var: Any) -> tuple[Size, ...]:
+  """The traced shape of a variable."""
+  return tuple(var.aval.shape)
+
+
+def all_frozen(dims: Sequence[Dim]) -> bool:
+  """Whether none of the dims can lose elements."""
+  return all(frozen(dim) for dim in dims)
+
+
+def unify_all(dims: Sequence[Dim], reason: str) -> Dim:
+  """Unifies the dims that are not of size 1 and returns one of them (`UNIT` if all are)."""
+  real = [dim for dim in dims if dim is not UNIT and not is_one(dim.size)]
+  for other in real[1:]:
+    unify(real[0], other, reason)
+  return real[0] if real else UNIT

@@ -1,0 +1,110 @@
+"""Rules of the primitives that call: jit, remat and functions with derivative rules of their own.
+
+A function with its own derivative is entered twice: its body for the value, and the jaxpr of its
+derivative so that replay can keep it (a ReLU's slope at 0 is 0; that of max(x, 0) is 1/2). Within
+a derivative further custom rules are entered as plain bodies, for they may call themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dtp_jax.graph.dims import unify
+from dtp_jax.graph.flow import Flow, Scope, Value, call_rule, plain
+
+
+class Custom(NamedTuple):
+  """Scopes of a function with its own derivative.
+
+  Attributes:
+    body: the function.
+    derivative: primals and tangents to primals and tangents (jvp), or primals and cotangents to
+      cotangents (vjp); None inside a derivative.
+    floats: which arguments can be differentiated.
+  """
+
+  body: Scope
+  derivative: Scope | None
+  floats: tuple[int, ...]
+
+
+@call_rule('jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint')
+def call(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any] | None:
+  """Enters the body."""
+  for key in ('jaxpr', 'call_jaxpr'):
+    if key in eqn.params:
+      return flow.walk(eqn.params[key], ins)
+  return None
+
+
+@call_rule('custom_jvp_call')
+def custom_jvp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
+  """Enters the body and the jvp. Where a primal is promised to be zero, so is its tangent."""
+  outs, body, floats, float_outs = _body(flow, eqn, ins)
+  if flow.in_derivative or not floats or not float_outs:
+    return outs, Custom(body, None, floats)
+  def jvp(args: list, tangents: list) -> Any:
+    return jax.jvp(_of_floats(eqn, args, floats), [args[i] for i in floats], tangents)
+  structs = [_struct(v) for v in eqn.invars]
+  jaxpr = jax.make_jaxpr(jvp)(structs, [structs[i] for i in floats])
+  scope = _derivative(flow, eqn, jaxpr, [*ins, *(ins[i] for i in floats)], 2 * float_outs)
+  return outs, Custom(body, scope, floats)
+
+
+@call_rule('custom_vjp_call')
+def custom_vjp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
+  """Enters the body and the vjp, in which nothing is promised to be zero."""
+  outs, body, floats, float_outs = _body(flow, eqn, ins)
+  if flow.in_derivative or not floats or not float_outs:
+    return outs, Custom(body, None, floats)
+  def vjp(args: list, cotangents: list) -> Any:
+    _, pullback = jax.vjp(_of_floats(eqn, args, floats), *[args[i] for i in floats])
+    return pullback(cotangents)
+  jaxpr = jax.make_jaxpr(vjp)([_struct(v) for v in eqn.invars],
+                              [_struct(v) for v in eqn.outvars if is_float(v)])
+  scope = _derivative(flow, eqn, jaxpr, [plain(v.dims) for v in (*ins, *float_outs)],
+                      [ins[i] for i in floats])
+  return outs, Custom(body, scope, floats)
+
+
+def _body(flow: Flow, eqn: Any, ins: list[Value]
+          ) -> tuple[list[Value], Scope, tuple[int, ...], list[Value]]:
+  outs, body = flow.walk(eqn.params['call_jaxpr'], ins)
+  floats = tuple(i for i, v in enumerate(eqn.invars) if is_float(v))
+  return outs, body, floats, [o for o, v in zip(outs, eqn.outvars, strict=True) if is_float(v)]
+
+
+def _derivative(flow: Flow, eqn: Any, jaxpr: Any, ins: list[Value], expected: list[Value]
+                ) -> Scope:
+  """Walks a derivative; its results must have the dims of what they are the derivative of."""
+  flow.in_derivative = True
+  results, scope = flow.walk(jaxpr, ins)
+  flow.in_derivative = False
+  for result, value in zip(results, expected, strict=True):
+    for a, b in zip(result.dims, value.dims, strict=True):
+      unify(a, b, flow.reason(eqn, ' whose derivative has other dims'))
+  return scope
+
+
+def _of_floats(eqn: Any, args: list, floats: tuple[int, ...]) -> Callable:
+  """The equation as a function of its float operands, returning its float results."""
+  def of_floats(*values: Any) -> list:
+    full = list(args)
+    for i, value in zip(floats, values, strict=True):
+      full[i] = value
+    outs = eqn.primitive.bind(*full, **eqn.primitive.get_bind_params(eqn.params))
+    return [out for out, var in zip(outs, eqn.outvars, strict=True) if is_float(var)]
+  return of_floats
+
+
+def is_float(var: Any) -> bool:
+  """Whether a variable can be differentiated."""
+  return jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def _struct(var: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)

@@ -1,0 +1,77 @@
+"""Rules of the primitives that run along an axis: reductions, pooling windows, scans, sorts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dtp_jax.graph.dims import Dim, freeze
+from dtp_jax.graph.flow import NONE, Flow, Value, fixed, plain, rule, shape_of, unify_all
+
+
+@rule('reduce_sum')
+def reduce_sum(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """A contraction with ones: sound where every dead term has been made zero."""
+  value, axes = ins[0], eqn.params['axes']
+  for d in axes:
+    flow.contract(value.dims[d], eqn, [(value, d)])
+  kept = [d for d in range(len(value.dims)) if d not in axes]
+  return [Value(tuple(value.dims[d] for d in kept), tuple(value.zeroed[d] for d in kept),
+                value.fixed)]
+
+
+@rule('reduce_max', 'reduce_min', 'reduce_prod', 'reduce_and', 'reduce_or', 'reduce_xor',
+      'argmax', 'argmin')
+def reduce(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Reduced axes freeze."""
+  value, axes = ins[0], eqn.params['axes']
+  for d in axes:
+    freeze(value.dims[d], flow.reason(eqn, ' over it'))
+  return [plain([dim for d, dim in enumerate(value.dims) if d not in axes], value.fixed)]
+
+
+@rule('reduce_window', 'reduce_window_max', 'reduce_window_min', 'reduce_window_sum')
+def reduce_window(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
+  """Pooling: axes that the window slides over freeze, the others pass."""
+  p, sizes = eqn.params, shape_of(eqn.outvars[0])
+  arrays = [value for value in ins if value.dims]
+  if len(arrays) != 1:
+    return None
+  dims: list[Dim] = []
+  for d, size in enumerate(sizes):
+    untouched = (p['window_dimensions'][d], p['window_strides'][d], p['base_dilation'][d],
+                 tuple(p['padding'][d])) == (1, 1, 1, (0, 0))
+    if not untouched:
+      freeze(arrays[0].dims[d], flow.reason(eqn, ' slides over it'))
+    dims.append(arrays[0].dims[d] if untouched else fixed(size, flow.reason(eqn, ' slides over it')))
+  return [plain(dims, arrays[0].fixed)]
+
+
+@rule('cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp')
+def cumulative(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """The axis run along freezes."""
+  return _along(flow, eqn, ins, [eqn.params['axis']])
+
+
+@rule('sort')
+def sort(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """The sorted axis freezes; operands sorted together share their other axes."""
+  return _along(flow, eqn, ins, [eqn.params['dimension']])
+
+
+@rule('top_k')
+def top_k(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """The last axis freezes."""
+  value, k = ins[0], shape_of(eqn.outvars[0])[-1]
+  freeze(value.dims[-1], flow.reason(eqn, ' over it'))
+  return [plain([*value.dims[:-1], fixed(k, flow.reason(eqn))], value.fixed) for _ in eqn.outvars]
+
+
+def _along(flow: Flow, eqn: Any, ins: list[Value], axes: Sequence[int]) -> list[Value]:
+  reason = flow.reason(eqn, ' runs along it')
+  for value in ins:
+    for d in axes:
+      freeze(value.dims[d], reason)
+  rank = len(ins[0].dims)
+  dims = [unify_all([v.dims[d] for v in ins], reason) for d in range(rank)]
+  return [Value(tuple(dims), (NONE,) * rank, all(v.fixed for v in ins)) for _ in ins]

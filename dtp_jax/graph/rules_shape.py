@@ -1,0 +1,241 @@
+"""Rules of the primitives that move elements: reshape, transpose, broadcast, slice and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, segments, unify
+from dtp_jax.graph.flow import (
+  NONE,
+  Flow,
+  Value,
+  fixed,
+  fresh,
+  is_one,
+  plain,
+  rule,
+  shape_of,
+  unify_all,
+)
+from dtp_jax.graph.rules import meet
+
+
+@rule('transpose')
+def transpose(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Permutes the axes."""
+  return [_picked(ins[0], eqn.params['permutation'])]
+
+
+@rule('squeeze')
+def squeeze(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Drops axes of size 1."""
+  gone = eqn.params['dimensions']
+  return [_picked(ins[0], [d for d in range(len(ins[0].dims)) if d not in gone])]
+
+
+@rule('broadcast_in_dim')
+def broadcast_in_dim(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Keeps the axes that keep their size; what is spread out is a fresh dim."""
+  value, sizes = ins[0], shape_of(eqn.outvars[0])
+  dims, zeroed = [fresh(size) for size in sizes], [NONE] * len(sizes)
+  for d, axis in enumerate(eqn.params['broadcast_dimensions']):
+    if not is_one(shape_of(eqn.invars[0])[d]):
+      dims[axis], zeroed[axis] = value.dims[d], value.zeroed[d]
+  return [Value(tuple(dims), tuple(zeroed), value.fixed)]
+
+
+@rule('reshape')
+def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
+  """Splits and merges: within each run of axes that holds the same elements, one product."""
+  if eqn.params['dimensions'] is not None:
+    return None
+  value, sizes = ins[0], shape_of(eqn.outvars[0])
+  runs = _runs(shape_of(eqn.invars[0]), sizes)
+  if runs is None:
+    return None
+  dims, zeroed = [UNIT] * len(sizes), [NONE] * len(sizes)
+  reason = flow.reason(eqn, ' that no product of its axes explains')
+  for ins_axes, out_axes in runs:
+    promise = meet([value.zeroed[d] for d in ins_axes])
+    outs = [fresh(sizes[d]) for d in out_axes]
+    if len(ins_axes) == 1 and len(outs) == 1:
+      outs = [value.dims[ins_axes[0]]]
+    unify(Product(tuple(value.dims[d] for d in ins_axes)), Product(tuple(outs)), reason)
+    for d, dim in zip(out_axes, outs, strict=True):
+      dims[d], zeroed[d] = dim, promise
+  return [Value(tuple(dims), tuple(zeroed), value.fixed)]
+
+
+def _runs(before: Sequence, after: Sequence) -> list[tuple[list[int], list[int]]] | None:
+  """Pairs of runs of axes with equal products, axes of size 1 left out; None if none fits."""
+  a = [d for d, size in enumerate(before) if not is_one(size)]
+  b = [d for d, size in enumerate(after) if not is_one(size)]
+  runs: list[tuple[list[int], list[int]]] = []
+  while a and b:
+    ins, outs = [a.pop(0)], [b.pop(0)]
+    p, q = before[ins[0]], after[outs[0]]
+    while p != q:
+      if p < q and a:
+        ins.append(a.pop(0))
+        p = p * before[ins[-1]]
+      elif not p < q and b:
+        outs.append(b.pop(0))
+        q = q * after[outs[-1]]
+      else:
+        return None
+    runs.append((ins, outs))
+  return None if a or b else runs
+
+
+@rule('concatenate')
+def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Parts one after the other along one axis; the other axes unify."""
+  axis = eqn.params['dimension']
+  reason = flow.reason(eqn, ' of dims that do not line up')
+  dims = [Concat(tuple(v.dims[d] for v in ins)) if d == axis else
+          unify_all([v.dims[d] for v in ins], reason) for d in range(len(ins[0].dims))]
+  zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
+  return [Value(tuple(dims), tuple(zeroed), all(v.fixed for v in ins))]
+
+
+@rule('split')
+def split(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """The inverse of concatenate."""
+  value, axis, sizes = ins[0], eqn.params['axis'], [int(s) for s in eqn.params['sizes']]
+  pieces = _divided(flow, eqn, value.dims[axis], sizes)
+  return [_with(value, axis, piece) for piece in pieces]
+
+
+@rule('slice')
+def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """A range of each axis; a channel axis is divided at its ends, and never strided."""
+  value = ins[0]
+  starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
+  strides = eqn.params['strides'] or (1,) * len(starts)
+  sizes = shape_of(eqn.outvars[0])
+  for d, size in enumerate(shape_of(eqn.invars[0])):
+    if sizes[d] == size:
+      continue
+    if strides[d] != 1:
+      freeze(value.dims[d], flow.reason(eqn, ' with a stride'))
+    if frozen(value.dims[d]):
+      value = _with(value, d, fixed(sizes[d], flow.reason(eqn, ' of a frozen axis')))
+      continue
+    lengths = [starts[d], limits[d] - starts[d], size - limits[d]]
+    pieces = _divided(flow, eqn, value.dims[d], [n for n in lengths if n])
+    value = _with(value, d, pieces[1 if starts[d] else 0])
+  return [value]
+
+
+@rule('pad')
+def pad(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Fixed elements before and after an axis; dilated or cropped axes freeze."""
+  value, dims = ins[0], []
+  sizes = shape_of(eqn.outvars[0])
+  for d, (low, high, inner) in enumerate(eqn.params['padding_config']):
+    if (low, high, inner) == (0, 0, 0):
+      dims.append(value.dims[d])
+      continue
+    if inner or low < 0 or high < 0:
+      freeze(value.dims[d], flow.reason(eqn, ' that dilates or crops'))
+    if frozen(value.dims[d]):
+      dims.append(fixed(sizes[d], flow.reason(eqn, ' of a frozen axis')))
+      continue
+    ends = [fixed(n, flow.reason(eqn, ': padding')) if n else None for n in (low, high)]
+    dims.append(Concat(tuple(p for p in (ends[0], value.dims[d], ends[1]) if p is not None)))
+  return [plain(dims, value.fixed)]
+
+
+@rule('tile')
+def tile(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Repeats an axis: a product with the repeats slowest."""
+  dims = [dim if is_one(reps) else Product((fixed(reps, flow.reason(eqn)), dim))
+          for dim, reps in zip(ins[0].dims, eqn.params['reps'], strict=True)]
+  return [ins[0]._replace(dims=tuple(dims))]
+
+
+@rule('rev')
+def rev(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Reversed axes freeze."""
+  for d in eqn.params['dimensions']:
+    freeze(ins[0].dims[d], flow.reason(eqn, ' reverses it'))
+  return ins
+
+
+@rule('iota', 'random_bits')
+def generated(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Elements from nothing: fresh dims. Replay makes all of them and takes those that are kept."""
+  sizes = shape_of(eqn.outvars[0])
+  keys = [dim for value in ins for dim in value.dims]
+  return [plain([*keys, *(fresh(size) for size in sizes[len(keys):])], True)]
+
+
+@rule('dynamic_slice')
+def dynamic_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """A window at a computed place: axes that are not taken whole freeze."""
+  value, sizes = ins[0], shape_of(eqn.outvars[0])
+  for d, size in enumerate(shape_of(eqn.invars[0])):
+    if sizes[d] != size:
+      freeze(value.dims[d], flow.reason(eqn, ' takes a part of it'))
+      value = _with(value, d, fixed(sizes[d], flow.reason(eqn)))
+  return [value]
+
+
+@rule('dynamic_update_slice')
+def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """A window written at a computed place: axes that are not written whole freeze."""
+  value, update = ins[:2]
+  for d, (size, part) in enumerate(zip(shape_of(eqn.invars[0]), shape_of(eqn.invars[1]),
+                                       strict=True)):
+    if size == part:
+      unify(value.dims[d], update.dims[d], flow.reason(eqn))
+    else:
+      freeze(value.dims[d], flow.reason(eqn, ' writes a part of it'))
+      freeze(update.dims[d], flow.reason(eqn, ' writes a part of it'))
+  return [plain(value.dims, value.fixed and update.fixed)]
+
+
+@rule('gather')
+def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
+  """A table looked up by rows: axes taken whole pass, indexed ones freeze."""
+  numbers, taken = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
+  if numbers.operand_batching_dims or numbers.start_indices_batching_dims:
+    return None
+  table, indices = ins
+  sizes = shape_of(eqn.outvars[0])
+  dims: list[Dim] = [UNIT] * len(sizes)
+  kept = [d for d in range(len(table.dims)) if d not in numbers.collapsed_slice_dims]
+  for d, (size, part) in enumerate(zip(shape_of(eqn.invars[0]), taken, strict=True)):
+    if size != part or d in numbers.collapsed_slice_dims:
+      freeze(table.dims[d], flow.reason(eqn, ' looks up rows of it'))
+  for d, axis in zip(kept, numbers.offset_dims, strict=True):
+    whole = taken[d] == shape_of(eqn.invars[0])[d]
+    dims[axis] = table.dims[d] if whole else fixed(sizes[axis], flow.reason(eqn))
+  rest = [d for d in range(len(sizes)) if d not in numbers.offset_dims]
+  for axis, dim in zip(rest, indices.dims[:-1], strict=True):
+    dims[axis] = dim
+  return [plain(dims, table.fixed and indices.fixed)]
+
+
+def _picked(value: Value, axes: Sequence[int]) -> Value:
+  return Value(tuple(value.dims[d] for d in axes), tuple(value.zeroed[d] for d in axes),
+               value.fixed)
+
+
+def _with(value: Value, axis: int, dim: Dim) -> Value:
+  dims = list(value.dims)
+  dims[axis] = dim
+  return value._replace(dims=tuple(dims))
+
+
+def _divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
+  """Consecutive pieces of a dim; a dim that cannot be cut there freezes."""
+  if not frozen(dim):
+    pieces = segments(dim, list(np.cumsum(lengths)[:-1].tolist()))
+    if pieces is not None:
+      return pieces
+    freeze(dim, flow.reason(eqn, ' cuts it where it cannot be divided'))
+  return [fixed(length, flow.reason(eqn, ' of a frozen axis')) for length in lengths]

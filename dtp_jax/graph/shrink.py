@@ -1,0 +1,168 @@
+"""Shrinking: deleting dead channels, and the smaller function that goes with what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtp_jax.graph.dims import Atom, decode
+from dtp_jax.graph.groups import Graph, Path, key_name
+from dtp_jax.graph.replay import replay
+from dtp_jax.graph.trace import Call, analyze, is_array
+
+
+@dataclass(frozen=True, eq=False)
+class Slim:
+  """A smaller dense network.
+
+  Attributes:
+    variables: the traced variables without the dead channels, parameters and state alike.
+    kept: {group: increasing indices of the channels kept}.
+    apply: the traced function for these variables: same signature, same results. Differentiable,
+      jit-able, at any batch size and with any keyword arguments. What it runs is the original
+      function, traced anew for every new combination of shapes and static arguments (compiled and
+      cached), with each group at its kept size.
+  """
+
+  variables: Any
+  kept: Mapping[str, np.ndarray]
+  apply: Callable
+
+
+def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int = 1) -> Slim:
+  """Deletes every slice of the dead channels.
+
+  Args:
+    graph: from `trace`.
+    variables: a tree like the traced one: arrays, or ShapeDtypeStructs for the shapes alone.
+    hard: {group: (n,) array of 0 and 1 or bool}; groups left out keep all channels.
+    min_keep: channels a group keeps at least; where `hard` keeps fewer, the first dead ones by
+      index stay alive. `Slim.kept` tells.
+
+  Returns:
+    The slim network. Its output is that of `graph.fn` on `graph.apply_masks(variables, hard)`.
+
+  Raises:
+    ValueError: the graph has no prunable group (with its report), an unknown group, a mask that
+      is not 0 and 1 or of another shape, or variables unlike the traced ones.
+  """
+  if not graph.groups:
+    raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
+  kept = {name: _kept(graph, name, mask, min_keep) for name, mask in hard.items()}
+  slim = {path: positions for path, positions in _leaf_positions(graph, kept).items()}
+  return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim))
+
+
+def _kept(graph: Graph, name: str, mask: Any, min_keep: int) -> np.ndarray:
+  mask = np.asarray(mask)
+  graph.check_mask(name, mask.shape)
+  if not np.all((mask == 0) | (mask == 1)):
+    soft = mask[(mask != 0) & (mask != 1)][0]
+    raise ValueError(f'the mask of group {name!r} has the entry {soft}; expected 0 and 1 only: '
+                     'harden it first')
+  alive = np.flatnonzero(mask)
+  missing = max(0, min(min_keep, len(mask)) - len(alive))
+  return np.sort(np.concatenate([alive, np.flatnonzero(mask == 0)[:missing]])).astype(int)
+
+
+def _leaf_positions(graph: Graph, kept: Mapping[str, np.ndarray]
+                    ) -> dict[Path, dict[int, np.ndarray]]:
+  """Per array and axis that lose something, the positions that stay."""
+  alive: dict[Path, dict[int, np.ndarray]] = {}
+  for name, channels in kept.items():
+    group = graph.groups[name]
+    if len(channels) == group.size:
+      continue
+    for s in group.slices:
+      stays = (s.index < 0) | np.isin(s.index, channels)
+      axes = alive.setdefault(s.path, {})
+      axes[s.axis] = stays & axes.get(s.axis, np.ones_like(stays))
+  return {path: {axis: np.flatnonzero(stays) for axis, stays in axes.items()}
+          for path, axes in alive.items()}
+
+
+def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.ndarray]]) -> Any:
+  """The variables without what died."""
+  expected = {leaf.path: leaf.shape for leaf in graph.leaves}
+  flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
+  paths = [tuple(map(key_name, keys)) for keys, _ in flat]
+  _check_shapes({p: tuple(leaf.shape) for p, (_, leaf) in zip(paths, flat, strict=True)
+                 if is_array(leaf)}, expected)
+  leaves = []
+  for path, (_, leaf) in zip(paths, flat, strict=True):
+    for axis, index in slim.get(path, {}).items():
+      if isinstance(leaf, jax.ShapeDtypeStruct):
+        shape = (*leaf.shape[:axis], len(index), *leaf.shape[axis + 1:])
+        leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
+      else:
+        leaf = jnp.take(leaf, index, axis)
+    leaves.append(leaf)
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def _check_shapes(got: Mapping[Path, tuple], expected: Mapping[Path, tuple]) -> None:
+  for path in (*expected, *got):
+    if got.get(path) != expected.get(path):
+      raise ValueError(f'the variables have {"/".join(path)!r} of shape {got.get(path)}; expected '
+                       f'{expected.get(path)}, as in the variables this graph was made for')
+
+
+@dataclass(eq=False)
+class _Apply:
+  """The slim function: plans, one per combination of shapes and static arguments."""
+
+  graph: Graph
+  slim: Mapping[Path, Mapping[int, np.ndarray]]
+  plans: dict[Any, tuple[Callable, Any]] = field(default_factory=dict)
+
+  def __call__(self, variables: Any, *inputs: Any, **static: Any) -> Any:
+    call = Call.of(variables, inputs, static)
+    arrays = call.arrays
+    key = (call.treedef, call.is_array, tuple((a.shape, a.dtype) for a in arrays),
+           tuple(leaf for leaf, traced in zip(call.leaves, call.is_array, strict=True)
+                 if not traced))
+    try:
+      planned = key in self.plans
+    except TypeError as error:
+      raise TypeError('a static argument of slim.apply is neither an array nor hashable: '
+                      f'{error}') from error
+    if not planned:
+      self.plans[key] = self._plan(call)
+    run, out_tree = self.plans[key]
+    return jax.tree.unflatten(out_tree, run(*arrays))
+
+  def _plan(self, call: Call) -> tuple[Callable, Any]:
+    """Traces the original function at its own size and settles what each atom keeps."""
+    leaves = self.graph.leaves
+    arrays = call.arrays
+    shapes = {leaf.path: tuple(len(self.slim.get(leaf.path, {}).get(d, range(n)))
+                               for d, n in enumerate(leaf.shape)) for leaf in leaves}
+    _check_shapes({leaf.path: tuple(a.shape)
+                   for leaf, a in zip(leaves, arrays, strict=False)}, shapes)
+    structs = [jax.ShapeDtypeStruct(leaf.shape, a.dtype)
+               for leaf, a in zip(leaves, arrays, strict=False)]
+    structs += [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays[len(leaves):]]
+    given = iter(structs)
+    full = Call(call.treedef, tuple(next(given) if traced else leaf for leaf, traced in
+                                    zip(call.leaves, call.is_array, strict=True)), call.is_array)
+    traced = analyze(self.graph.fn, full, leaves)
+    kept: dict[Atom, np.ndarray] = {}
+    for _ in range(2):  # the second pass checks axes that were read before an atom was decided
+      for leaf, dims in zip(leaves, traced.leaf_dims, strict=True):
+        for d, dim in enumerate(dims):
+          keep = self.slim.get(leaf.path, {}).get(d, np.arange(leaf.shape[d]))
+          problem = decode(dim, keep, kept)
+          if problem:
+            raise ValueError(
+                f'{"/".join(leaf.path)}:{d} {problem}. The function couples channels here in a '
+                'way it did not when the graph was traced; trace it with these arguments')
+
+    @jax.jit
+    def run(*arrays: Any) -> list[Any]:
+      return replay(traced.scope, kept, arrays)
+    return run, traced.out_tree
