@@ -1,3 +1,82 @@
-"""Differentiable transportation pruning for JAX."""
+"""Differentiable transportation pruning for JAX.
+
+The transport ops need nothing but jax; everything else is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from dtp_jax import transport
+
+if TYPE_CHECKING:
+  from dtp_jax import budget, methods, models, optimizer, prunable
+  from dtp_jax.budget import Budget
+  from dtp_jax.methods import (
+    PruningMethod,
+    dense,
+    gradual_magnitude,
+    magnitude,
+    pdp,
+    random,
+    spartan,
+    straight_through,
+    transportation,
+  )
+  from dtp_jax.prunable import Prunable, blocks, nm, weights
 
 __version__ = '0.1.0'
+
+__all__ = [
+  'Budget',
+  'Prunable',
+  'PruningMethod',
+  'blocks',
+  'budget',
+  'dense',
+  'gradual_magnitude',
+  'magnitude',
+  'methods',
+  'models',
+  'nm',
+  'optimizer',
+  'pdp',
+  'prunable',
+  'random',
+  'spartan',
+  'straight_through',
+  'transport',
+  'transportation',
+  'weights',
+]
+
+_HOME = {
+  'Budget': 'budget',
+  **dict.fromkeys(('Prunable', 'blocks', 'nm', 'weights'), 'prunable'),
+  **dict.fromkeys(
+    (
+      'PruningMethod',
+      'dense',
+      'gradual_magnitude',
+      'magnitude',
+      'pdp',
+      'random',
+      'spartan',
+      'straight_through',
+      'transportation',
+    ),
+    'methods',
+  ),
+}
+
+
+def __getattr__(name: str):
+  """Imports a public name from its module on first use (PEP 562)."""
+  if name not in __all__:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  if name in _HOME:
+    return getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
+  return importlib.import_module(f'{__name__}.{name}')
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

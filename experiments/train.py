@@ -8,7 +8,7 @@ Any field of the config can be set on the command line, as in --config.prune.kee
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dtp_jax import report
@@ -23,6 +23,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
   """Runs the config and its baselines, then writes the report."""
   del argv
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
     summaries = loop.compare(FLAGS.config, FLAGS.workdir)
   except (ValueError, FileNotFoundError, ImportError, loop.DivergedError) as error:

@@ -19,6 +19,7 @@ _ITEMS = {
   'transport': 'transport',
   'batch_stats': 'batch_stats',
   'optimizer': 'opt_state',
+  'rngs': 'rngs',
 }
 
 
@@ -26,8 +27,7 @@ class Checkpoints:
   """The checkpoints of one run folder.
 
   The items params, scores, transport, batch_stats and optimizer can be restored each by itself;
-  'position' is JSON: the step and where the data stands. The base key is not stored: it follows
-  from the config.
+  'position' is JSON: the step and where the data stands.
   """
 
   def __init__(self, folder: str | pathlib.Path, *, keep: int = 2, always: Iterable[int] = ()):
@@ -61,7 +61,7 @@ class Checkpoints:
   def restore(
     self, like: TrainState, step: int | None = None
   ) -> tuple[TrainState, dict[str, Any]]:
-    """The state at a step (default: the latest), shaped and placed as `like`.
+    """The state at a step (default: the latest), shaped and placed as `like`, which may be abstract.
 
     Raises:
       FileNotFoundError: no such checkpoint.

@@ -44,7 +44,8 @@ def compare(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> l
   Returns:
     The summaries, main run first (see `train_and_evaluate`).
   """
-  main = train_and_evaluate(config, workdir)
+  data = sources.load(config.data.name, config.data.get('data_dir'))
+  main = train_and_evaluate(config, workdir, data=data)
   summaries = [main]
   for name in config.get('baselines', ()):
     baseline = ml_collections.ConfigDict(config)
@@ -52,7 +53,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> l
     baseline.baselines = ()
     fork = workdir if main['stages']['dense'] else None
     place = pathlib.Path(workdir) / 'baselines' / name
-    summaries.append(train_and_evaluate(baseline, place, fork=fork))
+    summaries.append(train_and_evaluate(baseline, place, data=data, fork=fork))
   return summaries
 
 
@@ -60,6 +61,7 @@ def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: str | pathlib.Path,
   *,
+  data: sources.Dataset | None = None,
   fork: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
@@ -68,6 +70,7 @@ def train_and_evaluate(
     config: see configs/mnist_mini.py for every field.
     workdir: run folder; config.json, environment.json, metrics.jsonl, checkpoints/, masks.npz,
       pruned.npz and summary.json are written there.
+    data: the data set, where it is loaded already; default: the one that `config.data` names.
     fork: run folder to take the end of the dense stage from, instead of training it again. Its
       config must agree in everything that shapes the dense stage.
 
@@ -80,18 +83,21 @@ def train_and_evaluate(
     DivergedError: NaN or infinite loss; the message names step, stage and last good checkpoint.
   """
   workdir = run_folder.open_run(config, workdir)
-  data = sources.load(config.data.name, config.data.get('data_dir'))
-  recipe, state = build(config, data)
+  if data is None:
+    data = sources.load(config.data.name, config.data.get('data_dir'))
+  recipe, create = build(config, data)
   stages = recipe.stages
   always = (stages.soft_start, stages.total)
   checkpoints = Checkpoints(workdir / 'checkpoints', always=always)
   with contextlib.closing(checkpoints):
     seconds = 0.0
     if checkpoints.latest is not None:
-      state, position = checkpoints.restore(state)
+      state, position = checkpoints.restore(jax.eval_shape(create))
       seconds = position['seconds']
     elif fork is not None:
-      state = _fork(fork, state, stages, data)
+      state = _fork(fork, create(), stages, data)
+    else:
+      state = create()
     run = _Run(config, workdir, recipe, data, checkpoints, seconds)
     with contextlib.closing(run):
       state = run.until_done(state)
@@ -187,13 +193,13 @@ def _eval_steps(config, stages: Stages, examples: int) -> set[int]:
 def _fork(source, state: TrainState, stages: Stages, data) -> TrainState:
   """The state with weights, statistics and weight optimizer of the end of another's dense stage."""
   config = run_folder.read_config(source)
-  recipe, template = build(config, data)
+  recipe, create = build(config, data)
   if recipe.stages.soft_start != stages.soft_start:
     raise ValueError(
       f'{source} has a dense stage of {recipe.stages.dense} steps; expected {stages.dense}.'
     )
   with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
-    donor, _ = checkpoints.restore(template, stages.soft_start)
+    donor, _ = checkpoints.restore(jax.eval_shape(create), stages.soft_start)
   return state.replace(
     step=donor.step,
     params=donor.params,
@@ -225,6 +231,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'achieved': int(sum(np.count_nonzero(mask) for mask in hard.values())),
     'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
     'nonzero': int(sum(np.count_nonzero(w) for k, w in pruned.items() if k.startswith('params/'))),
+    'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
     'seconds': round(run.seconds, 1),
   }
   # Rerunning a finished run changes nothing: its time is that of the first time.

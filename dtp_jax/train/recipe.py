@@ -1,6 +1,7 @@
 """From a config to the parts of a run: model, method, optimizer, stages."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,8 @@ MODELS: dict[str, type[nn.Module]] = {
   'resnet_cifar': models.CifarResNet,
 }
 
+ONE_SHOT = ('dense', 'random', 'magnitude')
+
 # How each method is built from (elements, budget, soft steps, options of the config).
 METHODS = {
   'dense': lambda p, b, steps, **kw: methods.dense(p, **kw),
@@ -44,15 +47,16 @@ METHODS = {
 
 def build(
   config: ml_collections.ConfigDict, data: sources.Dataset
-) -> tuple[Recipe, TrainState]:
-  """The recipe of a run and its state at step 0.
+) -> tuple[Recipe, Callable[[], TrainState]]:
+  """The recipe of a run and what creates its state at step 0.
 
   Args:
     config: see configs/mnist_mini.py for every field.
     data: gives image shape, number of classes and channel statistics.
 
   Returns:
-    The recipe and a state initialised from `config.seed`.
+    The recipe and a jitted function that creates the state from `config.seed`; `jax.eval_shape` of
+    it is the template of a checkpoint.
 
   Raises:
     ValueError: an unknown name or an option out of range.
@@ -60,11 +64,16 @@ def build(
   model = build_model(config, data.num_classes)
   key_init, key_train = jax.random.split(jax.random.key(config.seed))
   images = jnp.zeros((1, *data.train['image'].shape[1:]), jnp.float32)
-  variables = jax.jit(functools.partial(model.init, train=False))(key_init, images)
+  initialise = functools.partial(model.init, train=False)
   stages = build_stages(config, len(data.train['label']))
-  elements = build_prunable(config, variables['params'])
+  elements = build_prunable(config, jax.eval_shape(initialise, key_init, images)['params'])
   method = build_method(config, elements, stages)
   tx = build_optimizer(config, stages)
+
+  @jax.jit
+  def create():
+    return create_train_state(initialise(key_init, images), method, tx, key_train)
+
   recipe = Recipe(
     apply=model.apply,
     preprocess=functools.partial(_preprocess, config.data, data.mean, data.std),
@@ -74,7 +83,7 @@ def build(
     stages=stages,
     label_smoothing=config.optimizer.label_smoothing,
   )
-  return recipe, create_train_state(variables, method, tx, key_train)
+  return recipe, create
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
@@ -84,9 +93,13 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Modul
 
 
 def build_stages(config: ml_collections.ConfigDict, examples: int) -> Stages:
-  """Stage lengths in steps from `config.stages` in epochs."""
+  """Stage lengths in steps from `config.stages` in epochs.
+
+  Methods that choose their mask at once have no soft stage: their hard stage takes its time.
+  """
   per_epoch = examples / config.data.batch_size
-  return Stages(*(round(config.stages[name] * per_epoch) for name in Stages._fields))
+  dense, soft, hard = (round(config.stages[name] * per_epoch) for name in Stages._fields)
+  return Stages(dense, 0, soft + hard) if config.method in ONE_SHOT else Stages(dense, soft, hard)
 
 
 def build_prunable(config: ml_collections.ConfigDict, params: Any) -> Prunable:

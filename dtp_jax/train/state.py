@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -19,16 +18,16 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, steps taken.
-    rng: base key; the key of a step is fold_in(rng, step).
+    rngs: {'train': base key}; the key of a step is fold_in(base key, step).
     params: trained weights.
     scores: trained importance scores {name: array}; empty for methods that learn none.
     batch_stats: running statistics of the normalisation layers; empty without them.
-    transport: log-odds {name: array} that rank the elements.
+    transport: log-odds {name: array} that rank the elements; +1 and -1 once the mask is frozen.
     opt_state: of the partitioned optimizer over {'params', 'scores'}.
   """
 
   step: Array
-  rng: Array
+  rngs: dict[str, Array]
   params: Any
   scores: Any
   batch_stats: Any
@@ -62,11 +61,9 @@ def create_train_state(
     A TrainState.
   """
   extra = method.init(variables)
-  # A method may start scores and log-odds from one array; donated buffers must not be shared.
-  extra = jax.tree.map(jnp.copy, extra)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
-    rng=rng,
+    rngs={'train': rng},
     params=variables['params'],
     scores=extra['scores'],
     batch_stats=variables.get('batch_stats', {}),

@@ -55,8 +55,8 @@ def train_step(
     The next state and scalar metrics: loss, accuracy, softness S (mean of 4 m (1 - m)) and kept
     (mean of the mask) of the masks used.
   """
-  state = _begin_soft_stage(recipe, state)
-  key_augment, key_model = jax.random.split(jax.random.fold_in(state.rng, state.step))
+  state = _enter_stage(recipe, state)
+  key_augment, key_model = jax.random.split(jax.random.fold_in(state.rngs['train'], state.step))
   images = recipe.preprocess(key_augment, batch['image'], True)
 
   def loss_fn(trainable):
@@ -135,15 +135,26 @@ def resident(data: Batch, index: Array) -> Batch:
   return {name: values[index] for name, values in data.items()}
 
 
-def _begin_soft_stage(recipe, state):
-  """Starts scores and log-odds from the weights of the moment the soft stage begins."""
+def _enter_stage(recipe, state):
+  """Starts the soft stage from the weights of the moment, and freezes the ranking at its end."""
+
+  def freeze(variables):
+    hard = recipe.method.harden(variables)
+    return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
+
+  collections = ('scores', 'transport')
   begun = lax.cond(
     state.step == recipe.stages.soft_start,
     recipe.method.init,
-    lambda variables: {name: variables[name] for name in ('scores', 'transport')},
+    lambda variables: {name: variables[name] for name in collections},
     state.variables,
   )
-  return state.replace(**begun)
+  state = state.replace(**begun)
+  transport = state.transport
+  frozen = lax.cond(
+    state.step == recipe.stages.hard_start, freeze, lambda v: v['transport'], state.variables
+  )
+  return state.replace(transport=frozen)
 
 
 def _stage_masks(recipe, variables, step) -> tuple[Masks, dict[str, Array]]:
@@ -157,8 +168,8 @@ def _stage_masks(recipe, variables, step) -> tuple[Masks, dict[str, Array]]:
     masks, following = recipe.method.masks(variables, step - recipe.stages.soft_start)
     return _as_floats(masks, present), following
 
-  def hard(variables):
-    return _as_floats(recipe.method.harden(variables), present), present
+  def hard(_):
+    return {name: (z > 0).astype(z.dtype) for name, z in present.items()}, present
 
   return lax.switch(recipe.stages.index(step), (dense, soft, hard), variables)
 

@@ -1,0 +1,197 @@
+"""The report of a run folder: report.md, its table and its figures."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dtp_jax.train.folder import read_config, read_json
+from dtp_jax.train.metrics import read_metrics
+
+__all__ = ['load_summaries', 'table', 'write_report']
+
+_LABELS = {
+  'transportation': 'DTP (transportation)',
+  'dense': 'dense',
+  'magnitude': 'one-shot magnitude',
+  'gradual_magnitude': 'gradual magnitude',
+  'straight_through': 'straight-through top-k',
+  'spartan': "Spartan's mask",
+  'pdp': 'PDP',
+}
+_INK, _SECOND, _SOFT = '#1f3b73', '#d9822b', '#c9d3e6'
+
+
+def load_summaries(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The summaries of a run folder, main run first, then its finished baselines.
+
+  Raises:
+    FileNotFoundError: the main run has not finished.
+  """
+  workdir = pathlib.Path(workdir)
+  folders = [workdir, *(workdir / 'baselines' / n for n in read_config(workdir).baselines)]
+  if not (workdir / 'summary.json').exists():
+    raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
+  return [read_json(f / 'summary.json') for f in folders if (f / 'summary.json').exists()]
+
+
+def table(summaries: Sequence[dict[str, Any]]) -> str:
+  """A Markdown table of runs, the dense row first."""
+  rows = ['| run | test accuracy | kept, requested | kept, achieved | seconds |', '|---|--:|--:|--:|--:|']
+  for s in sorted(summaries, key=lambda s: s['method'] != 'dense'):
+    share = s['achieved'] / s['prunable']
+    rows.append(
+      f'| {_label(s["method"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
+      f'{s["achieved"]:,} of {s["prunable"]:,} ({100 * share:.2f} %) | {s["seconds"]:.0f} |'
+    )
+  return '\n'.join(rows)
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Writes report.md and its figures into a finished run folder.
+
+  Figures need matplotlib (extra `demo`); without it the report says that they were left out.
+
+  Args:
+    workdir: run folder.
+
+  Returns:
+    The path of report.md.
+
+  Raises:
+    FileNotFoundError: the run has not finished.
+  """
+  workdir = pathlib.Path(workdir)
+  summaries = load_summaries(workdir)
+  config, main = read_config(workdir), summaries[0]
+  environment = read_json(workdir / 'environment.json')
+  versions = environment['versions']
+  gap = 'none' if main['gap'] is None else f'{100 * main["gap"]:+.1f} points'
+  stages = ', '.join(f'{name} {steps}' for name, steps in main['stages'].items())
+  lines = [
+    f'# {config.model.name} on {config.data.name}: {_label(config.method)}',
+    '',
+    table(summaries),
+    '',
+    f'Seed {main["seed"]}, one run each; accuracy is that of the last epoch on the held-out split. '
+    'Baselines fork from the main run where its dense stage ends '
+    f'({_percent(main["dense_accuracy"])} there) and train on under the identical recipe; their '
+    'seconds do not hold the dense stage.',
+    '',
+    f'- Stages in steps: {stages}.',
+    f'- Parameters: {main["parameters"]:,}, of them {main["prunable"]:,} prunable; '
+    f'{main["nonzero"]:,} are not zero after pruning.',
+    f'- Soft minus hard accuracy when the mask was frozen: {gap}.',
+    f'- Device: {environment["devices"]} x {environment["device"]}, {environment["cpus"]} CPUs; '
+    f'Python {environment["python"]}, jax {versions["jax"]}, flax {versions["flax"]}, '
+    f'optax {versions["optax"]}.',
+    f'- Command: `{environment["command"]}`',
+    '',
+    *_figures(workdir, summaries),
+  ]
+  path = workdir / 'report.md'
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text('\n'.join(lines) + '\n')
+  temporary.replace(path)
+  return path
+
+
+def _figures(workdir, summaries):
+  try:
+    import matplotlib
+  except ImportError:
+    return ["Figures were left out: matplotlib is missing (`pip install 'dtp-jax[demo]'`)."]
+  matplotlib.use('agg')
+  (workdir / 'figures').mkdir(exist_ok=True)
+  captions = {
+    'training': (_draw_training, 'Test accuracy and softness of the mask over time.'),
+    'kept': (_draw_kept, 'Kept fraction of each layer.'),
+    'mask': (_draw_mask, 'The mask of the largest layer: dark weights are kept.'),
+  }
+  lines = []
+  for name, (draw, caption) in captions.items():
+    figure = draw(workdir, summaries)
+    figure.savefig(workdir / 'figures' / f'{name}.png', dpi=150)
+    lines += [f'![{caption}](figures/{name}.png)', '', caption, '']
+  return lines
+
+
+def _draw_training(workdir, summaries):
+  figure, top = _axes(figsize=(7.5, 3.8))
+  records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
+  train = [r for r in read_metrics(workdir) if r['kind'] == 'train']
+  stages = summaries[0]['stages']
+  start = 0
+  for (name, length), shade in zip(stages.items(), ('#ffffff', '#eef2f8', '#ffffff'), strict=True):
+    if length:
+      top.axvspan(start, start + length, color=shade, zorder=0, linewidth=0)
+      top.text(start + length / 2, 1.02, name, transform=top.get_xaxis_transform(), ha='center')
+    start += length
+  steps = [r['step'] for r in records]
+  present, = top.plot(steps, [100 * r['accuracy'] for r in records], color=_INK, marker='o', ms=3)
+  soft = [r for r in records if 'accuracy_hard' in r]
+  handles, names = [present], ['accuracy, present mask']
+  if soft:
+    values = [100 * r['accuracy_hard'] for r in soft]
+    hard, = top.plot([r['step'] for r in soft], values, color=_INK, ls=':', marker='o', ms=3, mfc='w')
+    handles, names = [*handles, hard], [*names, 'accuracy, if hardened now']
+  top.set(xlabel='step', ylabel='test accuracy, %', xlim=(0, start), ylim=(0, 101))
+  right = top.twinx()
+  right.spines['top'].set_visible(False)
+  line, = right.plot([r['step'] for r in train], [r['softness'] for r in train], color=_SECOND, lw=1)
+  right.set(ylabel='softness S', ylim=(0, None))
+  right.yaxis.label.set_color(_SECOND)
+  top.legend([*handles, line], [*names, 'softness'], frameon=False, loc='center right')
+  return figure
+
+
+def _draw_kept(workdir, summaries):
+  del workdir
+  rows = [s for s in summaries if s['achieved'] < s['prunable']] or summaries
+  names = list(rows[0]['kept_per_array'])
+  figure, axes = _axes(figsize=(7.5, 0.5 + 0.32 * len(names) * max(1, len(rows)) ** 0.7))
+  height = 0.8 / len(rows)
+  for i, row in enumerate(rows):
+    places = [y + (i - (len(rows) - 1) / 2) * height for y in range(len(names))]
+    values = [100 * row['kept_per_array'][name] for name in names]
+    color = (_INK, _SECOND, '#7a9e7e', '#8c6bb1', '#999999')[i % 5]
+    bars = axes.barh(places, values, height=height, color=color, label=_label(row['method']))
+    axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=7)
+  axes.set_yticks(range(len(names)), names)
+  axes.invert_yaxis()
+  axes.set(xlabel='kept, % of the layer')
+  axes.margins(x=0.1)
+  axes.legend(frameon=False)
+  return figure
+
+
+def _draw_mask(workdir, summaries):
+  with np.load(workdir / 'masks.npz') as masks:
+    name = max(masks.files, key=lambda n: masks[n].size)
+    mask = masks[name]
+  plane = mask.reshape(-1, mask.shape[-1])
+  plane = plane.T if plane.shape[0] > plane.shape[1] else plane
+  figure, axes = _axes(figsize=(7.5, 1.2 + 6.3 * plane.shape[0] / plane.shape[1]))
+  axes.imshow(plane, cmap='Greys', interpolation='nearest', aspect='equal', vmin=0, vmax=1)
+  kept = f'{np.count_nonzero(mask):,} of {mask.size:,} kept'
+  axes.set_title(f'{name} {mask.shape}: {kept}', fontsize=9)
+  axes.set(xticks=(), yticks=())
+  return figure
+
+
+def _axes(figsize):
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=figsize, layout='constrained')
+  axes = figure.subplots()
+  axes.spines[['top', 'right']].set_visible(False)
+  return figure, axes
+
+
+def _label(method):
+  return _LABELS.get(method, method)
+
+
+def _percent(accuracy):
+  return 'not measured' if accuracy is None else f'{100 * accuracy:.1f} %'
