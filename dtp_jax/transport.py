@@ -42,8 +42,7 @@ __all__ = [
 Projection = Literal['sinkhorn', 'exact']
 
 _INFINITY_GAP = 100.0  # an infinite score lies this many eps beyond the last finite one
-_MAX_GAIN = 2.0**20  # a problem whose elements are all tied cannot be made hard by any gain
-_MAX_LOG_ODDS = 1e15  # a mask is hard beyond 1e2; the bound keeps _MAX_GAIN * z finite
+_MAX_LOG_ODDS = 2.0**24  # where gains stop: float32 no longer separates larger log-odds
 _SOFTNESS_TOLERANCE = 1e-3  # relative, of the ceiling that deadline_gain meets
 
 
@@ -152,6 +151,8 @@ def proximal_step(
 
       z_t = memory z_{t-1} + 2 (s_t - <a, s_t>) / epsilon + shift,   m_t = sigmoid(z_t)
 
+  where the shift, of all log-odds of a problem alike, is the dual of the budget.
+
   The gradient is that of the current step (z_{t-1} is stopped). With constant scores, memory 1 and
   the exact projection, t steps equal `soft_topk` at epsilon / t: the mask anneals by itself.
 
@@ -167,7 +168,8 @@ def proximal_step(
     projection: 'sinkhorn' is one iteration (the paper), 'exact' solves for the dual.
     ceiling: optional bound on the softness (see `softness`) of the mask, in [0, 1]. Where the step
       alone is softer, the log-odds, centred at the threshold, are multiplied by the smallest gain
-      that meets it (`deadline_gain`) and projected exactly.
+      that meets it (`deadline_gain`). With a ceiling the log-odds are projected exactly before the
+      step's own projection: a mask this hard can follow a changing `keep` only so.
 
   Returns:
     The mask (..., n) in [0, 1], differentiable in scores, and the new state (..., n), not
@@ -214,8 +216,10 @@ def deadline_gain(
   """The smallest gain kappa >= 1 with softness(project(kappa * log_odds)) <= ceiling.
 
   Safeguarded Newton on log kappa with the dual solved again inside; the ceiling is met from below
-  within a relative 2e-3. Elements that tie at the threshold cannot be separated by any gain: there
-  the gain is bounded by 2^20.
+  within a relative 2e-3. No gain separates elements that tie at the threshold, nor hardens the last
+  element where keep * n is not an integer: gains stop where a log-odds would exceed 2^24. With
+  unequal weights the softness can rise with the gain before it falls; the gain then meets the
+  ceiling, but a smaller one may as well.
 
   Args:
     log_odds: (..., n) finite float.
@@ -258,7 +262,9 @@ def hard_topk(scores: ArrayLike, k: ArrayLike) -> Array:
   scores = _checked_scores(scores)
   k = k if isinstance(k, jax.core.Tracer) else np.asarray(k)
   if not np.issubdtype(k.dtype, np.integer):
-    raise ValueError(f'k is {k} of dtype {k.dtype}; expected an integer number of elements to keep.')
+    raise ValueError(
+      f'k is {k} of dtype {k.dtype}; expected an integer number of elements to keep.'
+    )
   _check_range('k', k, 0, scores.shape[-1])
   return _hard_topk(scores, _per_problem('k', k, scores, jnp.int32))
 
@@ -286,15 +292,16 @@ def _project(z, rho, a):
 
 @functools.partial(jax.jit, static_argnames='projection')
 def _proximal_step(scores, state, rho, epsilon, a, memory, ceiling, projection):
-  z = memory * lax.stop_gradient(state).astype(_state_dtype(scores))
-  z = z + _increments(scores, epsilon, a)
-  step = _project if projection == 'exact' else _sinkhorn_step
-  shifted = step(z, rho, a)
+  z = lax.stop_gradient(state).astype(_state_dtype(scores))
+  # The dual, the mean of z, does not fade: it would bias the budget of every Sinkhorn step.
+  dual = jnp.sum(a * z, axis=-1, keepdims=True)
+  z = memory * z + (1 - memory) * dual + _increments(scores, epsilon, a)
   if ceiling is not None:
-    gain = _deadline_gain(lax.stop_gradient(z), rho, a, ceiling)
-    shifted = jnp.where(gain > 1, _project(gain * z, rho, a), shifted)
-  shifted = jnp.clip(shifted, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
-  return _mask(shifted, rho), lax.stop_gradient(shifted)
+    # Projected here and below: float32 resolves the dual only near the threshold.
+    z = _project(_deadline_gain(z, rho, a, ceiling) * z, rho, a)
+  step = _project if projection == 'exact' else _sinkhorn_step
+  z = step(z, rho, a)
+  return _mask(z, rho), lax.stop_gradient(z)
 
 
 @jax.jit
@@ -313,8 +320,9 @@ def _deadline_gain(z, rho, a, ceiling):
     slope = gain * jnp.mean(4 * d * (1 - 2 * m) * (z - pull), axis=-1, keepdims=True) / s
     return target - jnp.log(s), -slope
 
-  zero = jnp.zeros_like(rho)
-  hi = zero + jnp.log(_MAX_GAIN)
+  largest = jnp.max(jnp.abs(z), axis=-1, keepdims=True)
+  zero = jnp.zeros_like(largest)
+  hi = jnp.log(_MAX_LOG_ODDS / jnp.clip(largest, 1.0, _MAX_LOG_ODDS))
   log_gain = _root(excess, zero, zero, hi, residual=_SOFTNESS_TOLERANCE, iterations=48)
   soft_enough = jnp.mean(4 * jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), axis=-1, keepdims=True)
   return jnp.where(soft_enough <= ceiling, 1.0, jnp.exp(log_gain)).astype(z.dtype)
@@ -394,25 +402,25 @@ def _root(
 
 @jax.jit
 def _hard_topk(scores, k):
-  x = scores.astype(_state_dtype(scores))
-  x = jnp.where(jnp.isnan(x), -jnp.inf, jnp.where(x == 0, 0.0, x))
-  keys = _ordered_bits(x)
+  keys = _ordered_bits(scores.astype(_state_dtype(scores)))
   threshold = _kth_largest(keys, k)
   above = keys > threshold
   tied = keys == threshold
   missing = k - _count(above)
   # Among ties the lower index wins: rank them by a second key that falls with the index.
-  index = lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1)
+  index = lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
   order = jnp.where(tied, jnp.uint32(2**32 - 1) - index, jnp.uint32(0))
   return above | (tied & (order >= _kth_largest(order, missing)) & (missing > 0))
 
 
 def _ordered_bits(x):
-  """Unsigned integers in the order of the floats x."""
+  """Unsigned integers in the order of the floats x; -0.0 is 0.0 and NaN is below -inf."""
   unsigned = jnp.dtype(f'uint{x.dtype.itemsize * 8}')
   bits = lax.bitcast_convert_type(x, unsigned)
   sign = jnp.array(1, unsigned) << jnp.array(x.dtype.itemsize * 8 - 1, unsigned)
-  return bits ^ jnp.where((bits & sign) != 0, ~jnp.zeros((), unsigned), sign)
+  bits = jnp.where(bits == sign, 0, bits)  # not x == 0, which holds for denormals on CPU
+  keys = bits ^ jnp.where((bits & sign) != 0, ~jnp.zeros((), unsigned), sign)
+  return jnp.where(jnp.isnan(x), 0, keys)
 
 
 def _kth_largest(keys, k):
@@ -423,7 +431,7 @@ def _kth_largest(keys, k):
     candidate = t | (jnp.array(1, keys.dtype) << (bits - 1 - i).astype(keys.dtype))
     return jnp.where(_count(keys >= candidate) >= k, candidate, t)
 
-  return lax.fori_loop(0, bits, set_bit, jnp.zeros(k.shape, keys.dtype))
+  return lax.fori_loop(0, bits, set_bit, jnp.zeros_like(keys[..., :1]))
 
 
 def _count(chosen):
@@ -445,7 +453,8 @@ def _increments(scores, epsilon, a):
 
 def _mask(z, rho):
   """Sigmoid(z), exactly 0 or 1 where the budget is nothing or everything."""
-  return jnp.where(rho <= 0, 0.0, jnp.where(rho >= 1, 1.0, jax.nn.sigmoid(z)))
+  # A clip, not a select: NaN stays NaN.
+  return jnp.clip(jax.nn.sigmoid(z), (rho >= 1).astype(z.dtype), (rho > 0).astype(z.dtype))
 
 
 def _logit(rho):
@@ -479,7 +488,7 @@ def _checked_scores(scores, name='scores'):
 
 def _checked_epsilon(epsilon, scores):
   value = _concrete(epsilon)
-  if value is not None and not np.all((value > 0) & np.isfinite(value)):
+  if value is not None and not np.all(_positive(value)):
     raise ValueError(f'epsilon is {epsilon}; expected a finite number > 0.')
   return _per_problem('epsilon', epsilon, scores)
 
@@ -488,19 +497,23 @@ def _checked_weights(weights, scores):
   dtype, n = _state_dtype(scores), scores.shape[-1]
   if weights is None:
     return jnp.full((1,) * scores.ndim, 1 / n, dtype)
+  value = _concrete(weights)  # before jnp.asarray, which makes a tracer of it inside jit
   weights = jnp.asarray(weights, dtype)
   if weights.shape not in ((n,), scores.shape):
     raise ValueError(
       f'weights has shape {weights.shape}; expected ({n},) or that of scores, {scores.shape}.'
     )
-  value = _concrete(weights)
-  if value is not None and not (np.all(value >= 0) and np.all(value.sum(-1) > 0)):
+  if value is not None and not (np.all(value >= 0) and np.all(_positive(value.sum(-1)))):
     raise ValueError(
-      f'weights has smallest value {value.min()} and smallest sum {value.sum(-1).min()}; '
-      'expected masses >= 0 with a positive sum.'
+      f'weights has smallest value {value.min()} and sums from {value.sum(-1).min()} to '
+      f'{value.sum(-1).max()}; expected masses >= 0 with a finite positive sum.'
     )
   weights = weights.reshape((1,) * (scores.ndim - weights.ndim) + weights.shape)
   return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _positive(value):
+  return (value > 0) & np.isfinite(value)
 
 
 def _check_range(name, value, low, high):
@@ -514,7 +527,9 @@ def _per_problem(name, value, scores, dtype=None):
   value = jnp.asarray(value, dtype or _state_dtype(scores))
   batch = scores.shape[:-1]
   if value.shape not in ((), batch):
-    raise ValueError(f'{name} has shape {value.shape}; expected a scalar or the batch shape {batch}.')
+    raise ValueError(
+      f'{name} has shape {value.shape}; expected a scalar or the batch shape {batch}.'
+    )
   return value.reshape((value.shape or (1,) * len(batch)) + (1,))
 
 
