@@ -124,7 +124,7 @@ def straight_through(prunable: Prunable, budget: Budget, *, steps: int) -> Pruni
   def rule(problem, magnitudes, scores, state, step):
     del magnitudes, state
     hard = transport.hard_topk(scores, _count(problem, ramp(step), target)).astype(scores.dtype)
-    return hard + scores - lax.stop_gradient(scores), _state(scores)
+    return hard + (scores - lax.stop_gradient(scores)), _state(scores)  # the bracket is exactly 0
 
   method = bundle(prunable, budget, start=start, rule=rule)
   target = total_keep(method.problems)

@@ -1,0 +1,38 @@
+"""ResNet-20 on CIFAR-10, pruned to 10 % of its weights by DTP.
+
+Paper: He et al. 2016 (recipe of the network); Li et al., ICCV 2023 (method, our start and ramp).
+Command: python -m dtp_jax.data.prepare cifar10
+         python -m experiments.train --config=configs/cifar10_resnet20.py --workdir=runs/cifar10
+Hardware: one GPU. Time and expected result: not run in full; one epoch was, to show the path works.
+"""
+
+import ml_collections
+
+from configs import mnist_mini
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """The config; `:runlocal` shrinks every stage to a few steps."""
+  config = mnist_mini.get_config(arg)
+  config.prune.keep = 0.1
+  config.model = ml_collections.ConfigDict({'name': 'resnet_cifar', 'depth': 20})
+  config.baselines = ('dense', 'magnitude', 'gradual_magnitude')
+
+  config.data.name = 'cifar10'
+  config.data.batch_size = 128
+  config.data.crop_padding = 4
+  config.data.flip = True
+
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.prune_learning_rate = 0.05
+  config.optimizer.weight_decay = 5e-4
+
+  if arg == 'runlocal':
+    config.stages.dense = config.stages.soft = config.stages.hard = 0.02
+    config.eval_every = 0.02
+  else:
+    config.stages.dense = 160.0
+    config.stages.soft = 80.0
+    config.stages.hard = 40.0
+    config.eval_every = 5.0
+  return config
