@@ -11,10 +11,17 @@ from dtp_jax.graph.flow import NONE, Flow, Value, fixed, plain, rule, shape_of, 
 
 @rule('reduce_sum')
 def reduce_sum(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """A contraction with ones: sound where every dead term has been made zero."""
+  """Of weights: a contraction with ones (weight norm). Of activations: reduced axes freeze.
+
+  Terms of an activation may well be zero when a kernel before it is masked, but what sums channels
+  (layer norm) also counts them, and a mask before a norm is undone by it.
+  """
   value, axes = ins[0], eqn.params['axes']
   for d in axes:
-    flow.contract(value.dims[d], eqn, [(value, d)])
+    if value.fixed:
+      flow.contract(value.dims[d], eqn, [(value, d)])
+    else:
+      freeze(value.dims[d], flow.reason(eqn, ' over it'))
   kept = [d for d in range(len(value.dims)) if d not in axes]
   return [Value(tuple(value.dims[d] for d in kept), tuple(value.zeroed[d] for d in kept),
                 value.fixed)]
