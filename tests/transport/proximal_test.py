@@ -204,8 +204,10 @@ def test_nothing_or_everything_leaves_a_state_to_go_on_from(projection, keep):
 
 @pytest.mark.parametrize('keep', [0.2, 0.5])
 def test_infinite_scores_are_kept_first_and_last(keep):
-  scores = jnp.array([0.0, jnp.inf, 1.0, -jnp.inf, 2.0, 0.5, -1.0, 0.2, 0.1, 3.0])
-  mask, state = _run(scores, 5, keep=keep, epsilon=1.0, projection='exact')
+  scores = _normal(20).at[jnp.array([1, 3])].set(jnp.array([jnp.inf, -jnp.inf]))
+  state = transport.init(scores)
+  for _ in range(5):
+    mask, state = transport.proximal_step(scores, state, keep=keep, epsilon=1.0, projection='exact')
   np.testing.assert_allclose(mask[jnp.array([1, 3])], [1, 0], atol=1e-6)
   assert jnp.isfinite(state).all()
 
@@ -222,11 +224,11 @@ def test_nan_propagates(projection, ceiling):
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_half_precision_scores_have_a_float32_state(dtype):
-  scores = _normal(9).astype(dtype)
+  scores, state = _normal(20).astype(dtype), _normal(20, seed=1)
   assert transport.init(scores).dtype == jnp.float32
-  mask, state = _run(scores, 3, keep=0.3, epsilon=1.0)
-  assert mask.dtype == state.dtype == jnp.float32
-  full, _ = _run(scores.astype(jnp.float32), 3, keep=0.3, epsilon=1.0)
+  mask, after = transport.proximal_step(scores, state, keep=0.3, epsilon=1.0)
+  assert mask.dtype == after.dtype == jnp.float32
+  full, _ = transport.proximal_step(scores.astype(jnp.float32), state, keep=0.3, epsilon=1.0)
   np.testing.assert_array_equal(mask, full)
 
 
@@ -237,7 +239,7 @@ def test_the_gain_is_the_smallest_that_meets_the_ceiling(keep, ceiling):
   softness = lambda kappa: transport.softness(
     jax.nn.sigmoid(transport.project(kappa[:, None] * z, keep=keep))
   )
-  gain = transport.deadline_gain(z, keep=keep, ceiling=ceiling)
+  gain = transport.deadline_gain(z, keep=keep, ceiling=jnp.full(3, ceiling))
   assert jnp.all(gain > 1)
   assert jnp.all(softness(gain) <= ceiling)
   assert jnp.all(softness(0.99 * gain) > ceiling)
@@ -246,7 +248,7 @@ def test_the_gain_is_the_smallest_that_meets_the_ceiling(keep, ceiling):
 def test_a_mask_that_is_hard_enough_has_gain_one():
   z = 2 * _normal(3, 400)
   soft = transport.softness(jax.nn.sigmoid(transport.project(z, keep=0.3)))
-  for ceiling in (1.0, 1.001 * soft):
+  for ceiling in (jnp.ones(3), 1.001 * soft):
     np.testing.assert_array_equal(transport.deadline_gain(z, keep=0.3, ceiling=ceiling), 1.0)
 
 
