@@ -6,12 +6,14 @@ Command: python -m dtp_jax.data.prepare cifar10
 Hardware: one GPU. Time and expected result: not run in full; one epoch was, to show the path works.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import mnist_mini
 
 
-def get_config(arg: str = '') -> ml_collections.ConfigDict:
+def get_config(arg: str = '') -> Any:
   """The config; `:runlocal` shrinks every stage to a few steps."""
   config = mnist_mini.get_config(arg)
   config.prune.keep = 0.1

@@ -77,7 +77,7 @@ class Problem(NamedTuple):
     return self.k / self.n
 
   @property
-  def count(self) -> int:
+  def copies(self) -> int:
     """How many equal problems this stands for: 1, or the number of rows."""
     return math.prod(self.shapes[0][:-1]) if self.rows else 1
 
@@ -126,8 +126,8 @@ def _row_problem(name, shape, budget):
   k = budget.count(n)
   if isinstance(budget.keep, float) and abs(budget.keep * n - k) > 1e-6:
     raise ValueError(
-      f"keep is {budget.keep} of rows of {n} ({name}): {budget.keep * n:g} elements; expected a "
-      "whole number, as in keep=0.5 for 2:4."
+      f'keep is {budget.keep} of rows of {n} ({name}): {budget.keep * n:g} elements; expected a '
+      'whole number, as in keep=0.5 for 2:4.'
     )
   return Problem((name,), (shape,), True, n, k)
 

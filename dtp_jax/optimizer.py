@@ -1,6 +1,7 @@
 """One optimizer over weights and scores: an optax multi-transform with a branch for each."""
 
 from collections.abc import Callable
+from typing import Any
 
 import optax
 
@@ -11,7 +12,7 @@ def partitioned(
   weights: optax.GradientTransformation,
   scores: optax.GradientTransformation,
   *,
-  learn_scores: Callable[[object], object],
+  learn_scores: Callable[..., Any],
 ) -> optax.GradientTransformation:
   """Weights and scores by their own optimizers, over the tree {'params': ..., 'scores': ...}.
 
@@ -25,11 +26,11 @@ def partitioned(
     A GradientTransformation.
   """
   scores = optax.transforms.conditionally_transform(scores, should_transform_fn=learn_scores)
-  branches = {'params': weights, 'scores': scores}
-  return optax.partition(branches, {'params': 'params', 'scores': 'scores'})
+  labels = {'params': 'params', 'scores': 'scores'}
+  return optax.partition({'params': weights, 'scores': scores}, labels)
 
 
-def transplant(opt_state: optax.OptState, donor: optax.OptState) -> optax.OptState:
+def transplant(opt_state: Any, donor: Any) -> Any:
   """`opt_state` with the weights' branch of `donor`: the scores' branch stays.
 
   Args:

@@ -38,7 +38,10 @@ def load_summaries(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
   """A Markdown table of runs, the dense row first."""
-  rows = ['| run | test accuracy | kept, requested | kept, achieved | seconds |', '|---|--:|--:|--:|--:|']
+  rows = [
+    '| run | test accuracy | kept, requested | kept, achieved | seconds |',
+    '|---|--:|--:|--:|--:|',
+  ]
   for s in sorted(summaries, key=lambda s: s['method'] != 'dense'):
     share = s['achieved'] / s['prunable']
     rows.append(
@@ -129,17 +132,21 @@ def _draw_training(workdir, summaries):
       top.text(start + length / 2, 1.02, name, transform=top.get_xaxis_transform(), ha='center')
     start += length
   steps = [r['step'] for r in records]
-  present, = top.plot(steps, [100 * r['accuracy'] for r in records], color=_INK, marker='o', ms=3)
+  (present,) = top.plot(steps, [100 * r['accuracy'] for r in records], color=_INK, marker='o', ms=3)
   soft = [r for r in records if 'accuracy_hard' in r]
   handles, names = [present], ['accuracy, present mask']
   if soft:
     values = [100 * r['accuracy_hard'] for r in soft]
-    hard, = top.plot([r['step'] for r in soft], values, color=_INK, ls=':', marker='o', ms=3, mfc='w')
+    (hard,) = top.plot(
+      [r['step'] for r in soft], values, color=_INK, ls=':', marker='o', ms=3, mfc='w'
+    )
     handles, names = [*handles, hard], [*names, 'accuracy, if hardened now']
   top.set(xlabel='step', ylabel='test accuracy, %', xlim=(0, start), ylim=(0, 101))
   right = top.twinx()
   right.spines['top'].set_visible(False)
-  line, = right.plot([r['step'] for r in train], [r['softness'] for r in train], color=_SECOND, lw=1)
+  (line,) = right.plot(
+    [r['step'] for r in train], [r['softness'] for r in train], color=_SECOND, lw=1
+  )
   right.set(ylabel='softness S', ylim=(0, None))
   right.yaxis.label.set_color(_SECOND)
   top.legend([*handles, line], [*names, 'softness'], frameon=False, loc='center right')

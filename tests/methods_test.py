@@ -42,7 +42,9 @@ def params():
 
 
 def _target(params):
-  return jax.tree.map(lambda w: jnp.where(jnp.arange(w.size).reshape(w.shape) % 7 == 0, w, 0), params)
+  return jax.tree.map(
+    lambda w: jnp.where(jnp.arange(w.size).reshape(w.shape) % 7 == 0, w, 0), params
+  )
 
 
 def _train(prunable, method, params, steps=STEPS):
@@ -95,7 +97,7 @@ def test_every_method_ends_at_the_exact_budget(params, name, case):
       assert mask.shape == prunable.shapes[key]
       assert np.all((mask >= 0) & (mask <= 1))
   hard = method.harden(variables)
-  expected = sum(p.k * p.count for p in method.problems)
+  expected = sum(p.k * p.copies for p in method.problems)
   assert _kept(hard) == expected
   if name != 'dense':
     total = sum(int(np.prod(s)) for s in prunable.shapes.values())

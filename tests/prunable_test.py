@@ -19,7 +19,9 @@ def params():
 
 def _random_masks(prunable):
   key = jax.random.key(1)
-  return {n: jax.random.bernoulli(key, 0.5, s).astype(jnp.float32) for n, s in prunable.shapes.items()}
+  return {
+    n: jax.random.bernoulli(key, 0.5, s).astype(jnp.float32) for n, s in prunable.shapes.items()
+  }
 
 
 def test_weights_are_the_kernels_and_masks_multiply_them_alone(params):
@@ -38,7 +40,9 @@ def test_weights_are_the_kernels_and_masks_multiply_them_alone(params):
 
 def test_nm_rows_are_consecutive_inputs_of_one_output(params):
   prunable = dtp.nm(params, 4)
-  masks = {n: jnp.arange(np.prod(s), dtype=jnp.float32).reshape(s) for n, s in prunable.shapes.items()}
+  masks = {
+    n: jnp.arange(np.prod(s), dtype=jnp.float32).reshape(s) for n, s in prunable.shapes.items()
+  }
   ones = jax.tree.map(jnp.ones_like, params)
   applied = prunable.apply_masks(ones, masks)
   for name in ('conv', 'fc'):

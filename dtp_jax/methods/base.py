@@ -10,7 +10,15 @@ from dtp_jax import transport
 from dtp_jax.budget import Budget, Problem, gather, problems, scatter
 from dtp_jax.prunable import Masks, Prunable
 
-__all__ = ['Collections', 'PruningMethod', 'Schedule', 'bundle', 'keep_at', 'standardised', 'total_keep']
+__all__ = [
+  'Collections',
+  'PruningMethod',
+  'Schedule',
+  'bundle',
+  'keep_at',
+  'standardised',
+  'total_keep',
+]
 
 Collections = dict[str, Any]  # Flax collections: {'params': ..., 'scores': ..., 'transport': ...}
 Schedule = Callable[[Any], Any]  # step -> value, as in optax
@@ -67,8 +75,8 @@ def bundle(prunable: Prunable, budget: Budget, *, start: Start, rule: Rule) -> P
     scores = variables['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
     soft, following = {}, {}
     for problem in plan:
-      arrays = (gather(problem, arrays) for arrays in (magnitudes, scores, state))
-      mask, z = rule(problem, *arrays, step)
+      m, s, z = (gather(problem, arrays) for arrays in (magnitudes, scores, state))
+      mask, z = rule(problem, m, s, z, step)
       soft |= scatter(problem, mask)
       following |= scatter(problem, z)
     return soft, following
@@ -96,7 +104,7 @@ def keep_at(problem: Problem, overall: Any, target: float) -> Any:
 
 def total_keep(plan: tuple[Problem, ...]) -> float:
   """The kept fraction of all problems together."""
-  return sum(p.k * p.count for p in plan) / sum(p.n * p.count for p in plan)
+  return sum(p.k * p.copies for p in plan) / sum(p.n * p.copies for p in plan)
 
 
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:

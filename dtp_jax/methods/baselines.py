@@ -12,7 +12,15 @@ from dtp_jax.methods.base import PruningMethod, bundle, keep_at, standardised, t
 from dtp_jax.methods.transportation import cubic_ramp
 from dtp_jax.prunable import Prunable
 
-__all__ = ['dense', 'gradual_magnitude', 'magnitude', 'pdp', 'random', 'spartan', 'straight_through']
+__all__ = [
+  'dense',
+  'gradual_magnitude',
+  'magnitude',
+  'pdp',
+  'random',
+  'spartan',
+  'straight_through',
+]
 
 
 def dense(prunable: Prunable) -> PruningMethod:

@@ -1,5 +1,6 @@
 """Orbax checkpoints: every collection an item of its own, JSON beside them, no pickle."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -53,15 +54,13 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    where = ocp.args.JsonSave({'step': step, **position})
     items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
-    position = ocp.args.JsonSave({'step': step, **position})
-    if not self._manager.save(step, args=ocp.args.Composite(**items, position=position)):
+    if not self._manager.save(step, args=ocp.args.Composite(**items, position=where)):
       raise RuntimeError(f'checkpoint {self.path(step)} was not written; is the folder writable?')
 
-  def restore(
-    self, like: TrainState, step: int | None = None
-  ) -> tuple[TrainState, dict[str, Any]]:
-    """The state at a step (default: the latest), shaped and placed as `like`, which may be abstract.
+  def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+    """The state at a step (default: the latest), shaped and placed as `like` (may be abstract).
 
     Raises:
       FileNotFoundError: no such checkpoint.
@@ -78,7 +77,7 @@ class Checkpoints:
     found = self._manager.restore(step, args=args)
     restored = {_ITEMS[name]: found[name] for name in items}
     step_array = jax.numpy.asarray(step, like.step.dtype)
-    return like.replace(step=step_array, **restored), found['position']
+    return dataclasses.replace(like, step=step_array, **restored), found['position']
 
   def close(self) -> None:
     """Waits for what is being written."""

@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
   }
 
 
-def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+def read_config(workdir: str | pathlib.Path) -> Any:
   """The config a run folder was started with.
 
   Raises:

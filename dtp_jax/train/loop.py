@@ -1,6 +1,7 @@
 """The training loop: checkpoints, metrics and progress wrapped around one jitted step."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -19,7 +20,7 @@ from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
-from dtp_jax.train.recipe import build
+from dtp_jax.train.recipe import Config, build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, resident, train_step
@@ -31,7 +32,7 @@ class DivergedError(RuntimeError):
   """The loss became NaN or infinite."""
 
 
-def compare(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   """The run of a config and its baselines under the identical recipe.
 
   The baselines in `config.baselines` fork from the main run where its dense stage ends: same
@@ -58,7 +59,7 @@ def compare(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> l
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict,
+  config: Config,
   workdir: str | pathlib.Path,
   *,
   data: sources.Dataset | None = None,
@@ -132,7 +133,10 @@ class _Run:
     examples = len(self._data['label'])
     stream = pipeline.IndexStream(examples, batch, seed=self._config.seed, step=begin)
     bar = tqdm.tqdm(
-      initial=begin * batch, total=self._stages.total * batch, unit='image', unit_scale=True,
+      initial=begin * batch,
+      total=self._stages.total * batch,
+      unit='image',
+      unit_scale=True,
       disable=None,
     )
     with bar:
@@ -161,6 +165,7 @@ class _Run:
 
   def _flush(self, bar):
     """Fetches the metrics of the steps since the last flush: one wait for the device, not each."""
+    stage, metrics = '', {}
     for step, metrics in jax.device_get(self._pending):
       stage = self._stages.name(step - 1)
       if not math.isfinite(metrics['loss']):
@@ -200,7 +205,8 @@ def _fork(source, state: TrainState, stages: Stages, data) -> TrainState:
     )
   with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
     donor, _ = checkpoints.restore(jax.eval_shape(create), stages.soft_start)
-  return state.replace(
+  return dataclasses.replace(
+    state,
     step=donor.step,
     params=donor.params,
     batch_stats=donor.batch_stats,
@@ -227,7 +233,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'accuracy': final.get('accuracy_hard', final['accuracy']),
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     'prunable': sum(mask.size for mask in hard.values()),
-    'requested': sum(p.k * p.count for p in recipe.method.problems),
+    'requested': sum(p.k * p.copies for p in recipe.method.problems),
     'achieved': int(sum(np.count_nonzero(mask) for mask in hard.values())),
     'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
     'nonzero': int(sum(np.count_nonzero(w) for k, w in pruned.items() if k.startswith('params/'))),

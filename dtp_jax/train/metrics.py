@@ -23,7 +23,7 @@ class MetricsWriter:
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one record {'kind', 'step', **values}; non-finite numbers become null."""
-    record = {'kind': kind, 'step': step, **_plain(values)}
+    record = {'kind': kind, 'step': step, **{k: _plain(v) for k, v in values.items()}}
     self._file.write(json.dumps(record, allow_nan=False) + '\n')
     if self._board:
       for name, value in record.items():

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from dtp_jax import methods, models, prunable
@@ -19,7 +18,9 @@ from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
 
-__all__ = ['build', 'build_model', 'build_stages']
+__all__ = ['Config', 'build', 'build_model', 'build_stages']
+
+Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
 MODELS: dict[str, type[nn.Module]] = {
   'lenet': models.LeNet,
@@ -45,9 +46,7 @@ METHODS = {
 }
 
 
-def build(
-  config: ml_collections.ConfigDict, data: sources.Dataset
-) -> tuple[Recipe, Callable[[], TrainState]]:
+def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[[], TrainState]]:
   """The recipe of a run and what creates its state at step 0.
 
   Args:
@@ -86,13 +85,13 @@ def build(
   return recipe, create
 
 
-def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+def build_model(config: Config, num_classes: int) -> nn.Module:
   """The network that `config.model` names, with its fields as attributes."""
   fields = dict(config.model)
   return _choose(MODELS, 'model.name', fields.pop('name'))(num_classes=num_classes, **fields)
 
 
-def build_stages(config: ml_collections.ConfigDict, examples: int) -> Stages:
+def build_stages(config: Config, examples: int) -> Stages:
   """Stage lengths in steps from `config.stages` in epochs.
 
   Methods that choose their mask at once have no soft stage: their hard stage takes its time.
@@ -102,7 +101,7 @@ def build_stages(config: ml_collections.ConfigDict, examples: int) -> Stages:
   return Stages(dense, 0, soft + hard) if config.method in ONE_SHOT else Stages(dense, soft, hard)
 
 
-def build_prunable(config: ml_collections.ConfigDict, params: Any) -> Prunable:
+def build_prunable(config: Config, params: Any) -> Prunable:
   """The elements that `config.prune.granularity` names."""
   prune = config.prune
   builders = {
@@ -113,7 +112,7 @@ def build_prunable(config: ml_collections.ConfigDict, params: Any) -> Prunable:
   return _choose(builders, 'prune.granularity', prune.granularity)()
 
 
-def build_method(config: ml_collections.ConfigDict, elements: Prunable, stages: Stages):
+def build_method(config: Config, elements: Prunable, stages: Stages):
   """The method that `config.method` names, with `config.methods[name]` as its options."""
   build_one = _choose(METHODS, 'method', config.method)
   budget = Budget(config.prune.keep, config.prune.scope)
@@ -121,9 +120,7 @@ def build_method(config: ml_collections.ConfigDict, elements: Prunable, stages: 
   return build_one(elements, budget, max(1, stages.soft), **options)
 
 
-def build_optimizer(
-  config: ml_collections.ConfigDict, stages: Stages
-) -> optax.GradientTransformation:
+def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:
   """SGD or AdamW on the weights, Adam on the scores (its step is free of their scale)."""
   o = config.optimizer
   rate = optax.join_schedules(
@@ -157,9 +154,7 @@ def _kernels_only(params):
 
 def _preprocess(options, mean, std, key, images, train):
   if train:
-    images = pipeline.augment(
-      key, images, crop_padding=options.crop_padding, flip=options.flip
-    )
+    images = pipeline.augment(key, images, crop_padding=options.crop_padding, flip=options.flip)
   return pipeline.normalise(images, mean, std)
 
 

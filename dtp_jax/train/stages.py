@@ -37,7 +37,7 @@ class Stages(NamedTuple):
     """Number of steps of the run."""
     return self.dense + self.soft + self.hard
 
-  def index(self, step: Any) -> Any:
+  def number(self, step: Any) -> Any:
     """Stage number (0 dense, 1 soft, 2 hard) of a step; traceable."""
     bounds = (self.soft_start, self.hard_start)
     return sum(jnp.asarray(step >= bound, jnp.int32) for bound in bounds)

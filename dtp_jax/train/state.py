@@ -46,7 +46,7 @@ class TrainState:
 
 
 def create_train_state(
-  variables: dict[str, Any], method: PruningMethod, tx: optax.GradientTransformation, rng: Array
+  variables: Any, method: PruningMethod, tx: optax.GradientTransformation, rng: Array
 ) -> TrainState:
   """A state at step 0.
 

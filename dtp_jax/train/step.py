@@ -1,7 +1,8 @@
 """One training step and one evaluation step, pure and shared by every method and stage."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,13 +78,14 @@ def train_step(
     loss_fn, has_aux=True
   )(trainable)
   updates, opt_state = recipe.tx.update(grads, state.opt_state, trainable)
-  trainable = optax.apply_updates(trainable, updates)
+  trainable = cast('dict[str, Any]', optax.apply_updates(trainable, updates))
   metrics = {
     'loss': loss,
     'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label']),
     **_mask_metrics(masks),
   }
-  state = state.replace(
+  state = dataclasses.replace(
+    state,
     step=state.step + 1,
     params=trainable['params'],
     scores=trainable['scores'],
@@ -149,12 +151,12 @@ def _enter_stage(recipe, state):
     lambda variables: {name: variables[name] for name in collections},
     state.variables,
   )
-  state = state.replace(**begun)
+  state = dataclasses.replace(state, **begun)
   transport = state.transport
   frozen = lax.cond(
     state.step == recipe.stages.hard_start, freeze, lambda v: v['transport'], state.variables
   )
-  return state.replace(transport=frozen)
+  return dataclasses.replace(state, transport=frozen)
 
 
 def _stage_masks(recipe, variables, step) -> tuple[Masks, dict[str, Array]]:
@@ -171,7 +173,7 @@ def _stage_masks(recipe, variables, step) -> tuple[Masks, dict[str, Array]]:
   def hard(_):
     return {name: (z > 0).astype(z.dtype) for name, z in present.items()}, present
 
-  return lax.switch(recipe.stages.index(step), (dense, soft, hard), variables)
+  return lax.switch(recipe.stages.number(step), (dense, soft, hard), variables)
 
 
 def _as_floats(masks, like):
