@@ -54,6 +54,7 @@ class Product:
 
   @property
   def size(self) -> Size:
+    """The product of the factors' sizes."""
     size = 1
     for factor in self.factors:
       size = size * factor.size
@@ -68,6 +69,7 @@ class Concat:
 
   @property
   def size(self) -> Size:
+    """The sum of the parts' sizes."""
     return sum(part.size for part in self.parts)
 
 

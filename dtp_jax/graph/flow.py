@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 
 from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, frozen, unify
@@ -215,10 +216,9 @@ def plain(dims: Sequence[Dim], is_fixed: bool = False) -> Value:
 
 def constant(value: Any) -> Value:
   """A captured constant or literal: free dims that will unify with what they meet."""
-  keeps = jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) if hasattr(
-      value, 'dtype') else False
+  is_key = hasattr(value, 'dtype') and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
   shape = getattr(value, 'shape', ())
-  return plain([fixed(s, 'a random key') if keeps else fresh(s) for s in shape], True)
+  return plain([fixed(s, 'a random key') if is_key else fresh(s) for s in shape], True)
 
 
 def shape_of(var: Any) -> tuple[Size, ...]:

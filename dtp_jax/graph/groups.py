@@ -28,7 +28,8 @@ class Leaf(NamedTuple):
   is_param: bool
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Slice:
   """One axis of one array along which a group's channels lie.
 
   Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtp_jax.graph.dims import UNIT, Atom, Product, freeze, unify
+from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, unify
 from dtp_jax.graph.flow import NONE, Flow, Value, fixed, is_one, plain, rule, shape_of, unify_all
 
 # Zero wherever their (first) operand is zero.
@@ -127,7 +127,8 @@ def conv(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
                 [(kernel, in_axis)] if groups > 1 else [(lhs, feature), (kernel, in_axis)])
   if kernel.zeroed[out_axis] and kernel.fixed:
     flow.productions.append((kernel.zeroed[out_axis], produced))
-  dims, zeroed = [UNIT] * len(lhs.dims), [NONE] * len(lhs.dims)
+  dims: list[Dim] = [UNIT] * len(lhs.dims)
+  zeroed = [NONE] * len(lhs.dims)
   sizes = shape_of(eqn.outvars[0])
   for axis in numbers.out_spec[2:]:
     dims[axis] = fixed(sizes[axis], flow.reason(eqn, ' slides over it'))

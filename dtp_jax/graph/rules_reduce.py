@@ -48,9 +48,11 @@ def reduce_window(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   for d, size in enumerate(sizes):
     untouched = (p['window_dimensions'][d], p['window_strides'][d], p['base_dilation'][d],
                  tuple(p['padding'][d])) == (1, 1, 1, (0, 0))
-    if not untouched:
+    if untouched:
+      dims.append(arrays[0].dims[d])
+    else:
       freeze(arrays[0].dims[d], flow.reason(eqn, ' slides over it'))
-    dims.append(arrays[0].dims[d] if untouched else fixed(size, flow.reason(eqn, ' slides over it')))
+      dims.append(fixed(size, flow.reason(eqn, ' slides over it')))
   return [plain(dims, arrays[0].fixed)]
 
 

@@ -56,7 +56,8 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   runs = _runs(shape_of(eqn.invars[0]), sizes)
   if runs is None:
     return None
-  dims, zeroed = [UNIT] * len(sizes), [NONE] * len(sizes)
+  dims: list[Dim] = [UNIT] * len(sizes)
+  zeroed = [NONE] * len(sizes)
   reason = flow.reason(eqn, ' that no product of its axes explains')
   for ins_axes, out_axes in runs:
     promise = meet([value.zeroed[d] for d in ins_axes])

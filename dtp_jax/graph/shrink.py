@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dtp_jax.graph.dims import Atom, decode
 from dtp_jax.graph.groups import Graph, Path, key_name
@@ -54,7 +55,7 @@ def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int 
   if not graph.groups:
     raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
   kept = {name: _kept(graph, name, mask, min_keep) for name, mask in hard.items()}
-  slim = {path: positions for path, positions in _leaf_positions(graph, kept).items()}
+  slim = _leaf_positions(graph, kept)
   return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim))
 
 
@@ -100,9 +101,17 @@ def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.n
         shape = (*leaf.shape[:axis], len(index), *leaf.shape[axis + 1:])
         leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
       else:
-        leaf = jnp.take(leaf, index, axis)
+        leaf = _taken(leaf, index, axis)
     leaves.append(leaf)
   return jax.tree.unflatten(treedef, leaves)
+
+
+def _taken(leaf: Any, index: np.ndarray, axis: int) -> Any:
+  """Entries of one array along one axis: on the host where it is there, for nothing to compile."""
+  if isinstance(leaf, Tracer) or not getattr(leaf, 'is_fully_addressable', True):
+    return jnp.take(leaf, index, axis)
+  taken = np.take(np.asarray(leaf), index, axis)
+  return jnp.asarray(taken) if isinstance(leaf, jax.Array) else taken
 
 
 def _check_shapes(got: Mapping[Path, tuple], expected: Mapping[Path, tuple]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -237,7 +237,7 @@ def _producers(traced: Traced) -> dict[Atom, dict[Axis, int]]:
 def _with_biases(slices: list[Slice]) -> list[Slice]:
   """Carriers that lie beside a producing kernel, in the same module, produce with it."""
   modules = {s.path[:-1] for s in slices if s.role == 'producer' and len(s.path) > 1}
-  return [s._replace(role='producer') if s.role == 'carrier' and s.path[:-1] in modules else s
+  return [replace(s, role='producer') if s.role == 'carrier' and s.path[:-1] in modules else s
           for s in slices]
 
 

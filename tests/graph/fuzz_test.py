@@ -1,0 +1,158 @@
+"""Random small networks from the covered primitives: slim == masked, and the costs are exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtp_jax.cost import counts_of
+from dtp_jax.graph import shrink, trace
+from tests.graph.agreement import assert_agreement, compiled, masked, random_masks
+from tests.graph.models import images, randomized
+
+NHWC = ('NHWC', 'HWIO', 'NHWC')
+
+
+def conv(x, w, **kwargs):
+  options = {'window_strides': (1, 1), 'padding': 'SAME', **kwargs}
+  return jax.lax.conv_general_dilated(x, w, dimension_numbers=NHWC, **options)
+
+
+def divisor(n, choice):
+  divisors = [d for d in range(1, n + 1) if n % d == 0]
+  return divisors[choice % len(divisors)]
+
+
+def convolve(x, seen, get, a, b):
+  return conv(x, get((3, 3, x.shape[-1], 2 + a)), window_strides=(1 + b % 2,) * 2)
+
+
+def dilated(x, seen, get, a, b):
+  return conv(x, get((3, 3, x.shape[-1], 2 + a)), padding=((2, 2), (1, 0)),
+              rhs_dilation=(1 + b % 2, 1), lhs_dilation=(1, 2))
+
+
+def grouped(x, seen, get, a, b):
+  groups = divisor(x.shape[-1], a)
+  w = get((3, 3, x.shape[-1] // groups, groups * (1 + b)))
+  return conv(x, w, feature_group_count=groups)
+
+
+def batch_norm(x, seen, get, a, b):
+  mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+  y = (x - mean) / jnp.sqrt(var + 1e-2)
+  return y * get((x.shape[-1],))[None, None, None] + get((x.shape[-1],))[None, None, None]
+
+
+def activate(x, seen, get, a, b):
+  return [jax.nn.relu, jax.nn.gelu, jnp.tanh, jax.nn.silu, jnp.abs][a % 5](x)
+
+
+def shortcut(x, seen, get, a, b):
+  old = seen[a % len(seen)]
+  if old.shape[:-1] != x.shape[:-1]:
+    return x
+  return x + old if old.shape == x.shape else x + conv(old, get((1, 1, old.shape[-1], x.shape[-1])))
+
+
+def concat(x, seen, get, a, b):
+  same = [old for old in seen if old.shape[:-1] == x.shape[:-1]]
+  return jnp.concatenate([x, same[a % len(same)]] if same else [x, x], axis=-1)
+
+
+def gate(x, seen, get, a, b):
+  half = x.shape[-1] // 2
+  return x[..., :half] * jax.nn.sigmoid(x[..., half:2 * half]) if half else x
+
+
+def cut(x, seen, get, a, b):
+  start = a % x.shape[-1]
+  return x[..., start:start + 1 + b % (x.shape[-1] - start)]
+
+
+def shuffle(x, seen, get, a, b):
+  groups = divisor(x.shape[-1], a)
+  return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def pool(x, seen, get, a, b):
+  return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 1 + b % 2, 1, 1), 'SAME')
+
+
+def pad(x, seen, get, a, b):
+  return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (a % 3, b % 3)))
+
+
+def excite(x, seen, get, a, b):
+  s = jax.nn.relu(x.mean((1, 2)) @ get((x.shape[-1], 3)))
+  return x * jax.nn.sigmoid(s @ get((3, x.shape[-1])))[:, None, None]
+
+
+def attend(x, seen, get, a, b):
+  heads, dim = 1 + a % 2, 2 + b % 2
+  t = x.reshape(x.shape[0], -1, x.shape[-1])
+  q, k, v = (jnp.einsum('btc,chd->bthd', t, get((x.shape[-1], heads, dim))) for _ in range(3))
+  y = jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k)), v)
+  return jnp.einsum('bqhd,hdc->bqc', y, get((heads, dim, x.shape[-1]))).reshape(x.shape) + x
+
+
+def layer_norm(x, seen, get, a, b):
+  return x - x.mean(-1, keepdims=True)
+
+
+def weight_norm(x, seen, get, a, b):
+  w = get((1, 1, x.shape[-1], 2 + a))
+  return conv(x, w / jnp.sqrt(jnp.square(w).sum(2, keepdims=True) + 1e-3))
+
+
+def space_first(x, seen, get, a, b):
+  return jnp.cumsum(x, axis=1) * jax.lax.iota(jnp.float32, x.shape[-1])[None, None, None]
+
+
+LAYERS = [convolve, convolve, dilated, grouped, batch_norm, activate, activate, shortcut, concat,
+          gate, cut, shuffle, pool, pad, excite, attend, layer_norm, weight_norm, space_first]
+PROGRAMS = st.lists(st.tuples(st.sampled_from(LAYERS), st.integers(0, 5), st.integers(0, 3)),
+                    min_size=2, max_size=7)
+
+
+def network(program, get, x, flatten):
+  seen = []
+  for layer, a, b in program:
+    seen.append(x)
+    x = layer(x, seen, get, a, b)
+  x = jnp.tanh(x)
+  x = x.reshape(x.shape[0], -1) if flatten else x.mean((1, 2))
+  return x @ get((x.shape[-1], 2))
+
+
+def model(program, x, flatten):
+  """The function of (params, x) and its random parameters."""
+  shapes = []
+
+  def record(shape):
+    shapes.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return jnp.zeros(shape)
+  jax.eval_shape(lambda x: network(program, record, x, flatten), x)
+
+  def fn(params, x):
+    left = iter(params)
+    return network(program, lambda shape: next(left), x, flatten)
+  return fn, randomized(shapes)
+
+
+@settings(max_examples=20)
+@given(PROGRAMS, st.booleans(), st.integers(0, 9))
+def test_random_networks(program, flatten, seed):
+  x = images(2, 3, 4, 2)
+  fn, params = model([(convolve, 2, 0), *program], x, flatten)
+  graph = trace(fn, params, x)
+  hard = random_masks(graph, seed)
+  if not hard:
+    return
+  slim = assert_agreement(graph, params, (x,), {}, hard, False, compiled(masked(graph), {}, False))
+  again = trace(slim.apply, slim.variables, x)
+  counts = counts_of(hard)
+  assert graph.macs.at(counts) == again.macs.total
+  assert graph.params.at(counts) == sum(np.size(leaf) for leaf in slim.variables)
+  assert shrink(graph, params, {}).kept == {}
