@@ -129,9 +129,10 @@ class Flow:
     where = '/'.join(part for part in self._where if part)
     return f'{eqn.primitive.name}{text}' + (f', in {where}' if where else '')
 
-  def opaque(self, eqn: Any, ins: list[Value], text: str = ' (no rule for it)') -> list[Value]:
+  def opaque(self, eqn: Any, ins: list[Value]) -> list[Value]:
     """Freezes everything an equation touches; its results are fixed."""
-    reason = self.reason(eqn, text)
+    loops = eqn.primitive.name in ('scan', 'while', 'cond')
+    reason = self.reason(eqn, ' (its body is not entered)' if loops else ' (no rule for it)')
     for value in ins:
       for dim in value.dims:
         freeze(dim, reason)

@@ -8,18 +8,20 @@ from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, unify
 from dtp_jax.graph.flow import NONE, Flow, Value, fixed, is_one, plain, rule, shape_of, unify_all
 
 # Zero wherever their (first) operand is zero.
-ZERO_IN_ZERO_OUT = ('neg', 'convert_element_type', 'copy', 'copy_p', 'reduce_precision', 'abs',
-                    'square', 'stop_gradient', 'name', 'sharding_constraint', 'pvary')
+ZERO_IN_ZERO_OUT = ('neg', 'convert_element_type', 'copy', 'reduce_precision', 'abs', 'square',
+                    'stop_gradient', 'name', 'sharding_constraint', 'layout_constraint')
 ELEMENTWISE = (
     'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh',
-    'bessel_i0e', 'bessel_i1e', 'cbrt', 'ceil', 'clamp', 'convert_element_type', 'copy', 'copy_p',
-    'cos', 'cosh', 'digamma', 'eq', 'erf', 'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor',
-    'ge', 'gt', 'igamma', 'igammac', 'imag', 'integer_pow', 'is_finite', 'le', 'lgamma', 'log',
-    'log1p', 'logistic', 'lt', 'max', 'min', 'name', 'ne', 'neg', 'nextafter', 'not', 'or',
-    'population_count', 'pow', 'pvary', 'real', 'reduce_precision', 'rem', 'round', 'rsqrt',
+    'bessel_i0e', 'bessel_i1e', 'cbrt', 'ceil', 'clamp', 'clz', 'complex', 'conj',
+    'convert_element_type', 'copy', 'cos', 'cosh', 'digamma', 'eq', 'eq_to', 'erf', 'erf_inv',
+    'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'igamma', 'igamma_grad_a', 'igammac',
+    'imag', 'integer_pow', 'is_finite', 'layout_constraint', 'le', 'le_to', 'lgamma', 'log',
+    'log1p', 'log2', 'logistic', 'lt', 'lt_to', 'max', 'min', 'mulhi', 'name', 'ne', 'neg',
+    'nextafter', 'not', 'one_minus_square', 'or', 'polygamma', 'population_count', 'pow',
+    'real', 'reduce_precision', 'regularized_incomplete_beta', 'rem', 'round', 'rsqrt',
     'select_n', 'sharding_constraint', 'shift_left', 'shift_right_arithmetic',
-    'shift_right_logical', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan', 'tanh',
-    'xor')
+    'shift_right_logical', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan',
+    'tanh', 'xor', 'zeros_like', 'zeta')
 
 
 def _elementwise(eqn: Any, ins: list[Value]) -> Value:

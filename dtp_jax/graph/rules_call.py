@@ -32,7 +32,8 @@ class Custom(NamedTuple):
   floats: tuple[int, ...]
 
 
-@call_rule('jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint')
+@call_rule('jit', 'pjit', 'closed_call', 'core_call', 'composite', 'eval_jaxpr',
+           'remat', 'remat2', 'checkpoint')
 def call(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any] | None:
   """Enters the body."""
   for key in ('jaxpr', 'call_jaxpr'):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtp_jax.graph.dims import Dim, freeze
-from dtp_jax.graph.flow import NONE, Flow, Value, fixed, plain, rule, shape_of, unify_all
+from dtp_jax.graph.flow import Flow, Value, fixed, plain, rule, shape_of, unify_all
 
 
 @rule('reduce_sum')
@@ -35,6 +35,16 @@ def reduce(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   for d in axes:
     freeze(value.dims[d], flow.reason(eqn, ' over it'))
   return [plain([dim for d, dim in enumerate(value.dims) if d not in axes], value.fixed)]
+
+
+@rule('reduce')
+def reduce_any(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """A reduction by any function: operands, then as many initial values; reduced axes freeze."""
+  operands, axes = ins[:len(ins) // 2], eqn.params['dimensions']
+  dims = unified(flow, eqn, operands)
+  for d in axes:
+    freeze(dims[d], flow.reason(eqn, ' over it'))
+  return [plain([dim for d, dim in enumerate(dims) if d not in axes]) for _ in operands]
 
 
 @rule('reduce_window', 'reduce_window_max', 'reduce_window_min', 'reduce_window_sum')
@@ -77,10 +87,14 @@ def top_k(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 
 
 def _along(flow: Flow, eqn: Any, ins: list[Value], axes: Sequence[int]) -> list[Value]:
-  reason = flow.reason(eqn, ' runs along it')
-  for value in ins:
-    for d in axes:
-      freeze(value.dims[d], reason)
-  rank = len(ins[0].dims)
-  dims = [unify_all([v.dims[d] for v in ins], reason) for d in range(rank)]
-  return [Value(tuple(dims), (NONE,) * rank, all(v.fixed for v in ins)) for _ in ins]
+  """Freezes the axes run along; operands taken together share the others."""
+  dims = unified(flow, eqn, ins)
+  for d in axes:
+    freeze(dims[d], flow.reason(eqn, ' runs along it'))
+  return [plain(dims, all(v.fixed for v in ins)) for _ in ins]
+
+
+def unified(flow: Flow, eqn: Any, ins: list[Value]) -> list[Dim]:
+  """The dims that operands of one shape share."""
+  reason = flow.reason(eqn, ' of dims that do not line up')
+  return [unify_all([v.dims[d] for v in ins], reason) for d in range(len(ins[0].dims))]

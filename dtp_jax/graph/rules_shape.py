@@ -102,6 +102,26 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   return [Value(tuple(dims), tuple(zeroed), all(v.fixed for v in ins))]
 
 
+@rule('stack')
+def stack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Operands of one shape along a new, fixed axis."""
+  axis, reason = eqn.params['axis'], flow.reason(eqn, ' of dims that do not line up')
+  dims = [unify_all([v.dims[d] for v in ins], reason) for d in range(len(ins[0].dims))]
+  zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
+  dims.insert(axis, fixed(len(ins), flow.reason(eqn)))
+  zeroed.insert(axis, NONE)
+  return [Value(tuple(dims), tuple(zeroed), all(v.fixed for v in ins))]
+
+
+@rule('unstack')
+def unstack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """The inverse of stack: the axis freezes."""
+  axis = eqn.params['axis']
+  freeze(ins[0].dims[axis], flow.reason(eqn, ' takes it apart'))
+  return [_picked(ins[0], [d for d in range(len(ins[0].dims)) if d != axis])
+          for _ in eqn.outvars]
+
+
 @rule('split')
 def split(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The inverse of concatenate."""

@@ -149,10 +149,7 @@ def analyze(fn: Callable, call: Call, leaves: Sequence[Leaf]) -> Traced:
   masked: dict[Atom, set[Axis]] = {}
   for contraction in flow.contractions:
     _settle_contraction(contraction, leaf_dims, masked)
-  for dims in leaf_dims:
-    for atom in (a for dim in dims for a in atoms(dim)):
-      if atom not in masked:
-        freeze(atom, 'no weight reads it')
+  _settle_rest(flow, leaf_dims, masked)
   return Traced(scope, leaf_dims, out_tree, masked, flow)
 
 
@@ -190,6 +187,22 @@ def _settle_contraction(contraction: Contraction, leaf_dims: Sequence[tuple[Dim,
       masked.setdefault(atom, set()).update(axes)
     else:
       freeze(atom, contraction.reason)
+
+
+def _settle_rest(flow: Flow, leaf_dims: Sequence[tuple[Dim, ...]],
+                 masked: dict[Atom, set[Axis]]) -> None:
+  """A group is something that a parameter makes or carries, and a weight reads."""
+  produced = {axis for zeroed, _ in flow.productions for axis in zeroed}
+  lies: dict[Atom, set[Axis]] = {}
+  for i, dims in enumerate(leaf_dims):
+    for d, dim in enumerate(dims):
+      for atom in atoms(dim):
+        lies.setdefault(atom, set()).add((i, d))
+  for atom, axes in lies.items():
+    if atom not in masked:
+      freeze(atom, 'no weight reads it')
+    elif axes <= masked[atom] - produced:
+      freeze(atom, 'no parameter makes it')
 
 
 def _graph(fn: Callable, leaves: tuple[Leaf, ...], traced: Traced) -> Graph:

@@ -32,8 +32,10 @@ def all_but_one(graph):
 
 def masked(graph):
   """The traced function with masks as its first argument."""
+
   def fn(masks, variables, *inputs, **kwargs):
     return graph.fn(graph.apply_masks(variables, masks), *inputs, **kwargs)
+
   return fn
 
 
@@ -56,11 +58,13 @@ def compiled(fn, kwargs, grads):
         first = jax.tree.leaves(out)[0]
         weights = jnp.cos(jnp.arange(first.size, dtype=first.dtype)).reshape(first.shape)
         return jnp.sum(first * weights), out
+
       values = [x if f else None for f, x in zip(floats, full, strict=True)]
       if not grads:
         return loss(values)[1], None
       slopes, out = jax.grad(loss, has_aux=True)(values)
       return out, slopes
+
     if treedef not in made:
       made[treedef] = jax.jit(call, compiler_options=QUICK)
     out, slopes = made[treedef](traced)
@@ -68,11 +72,13 @@ def compiled(fn, kwargs, grads):
       return out, None
     whole = [leaf if s is None else s for s, leaf in zip(slopes, leaves, strict=True)]
     return out, jax.tree.unflatten(treedef, whole)
+
   return run
 
 
-def assert_agreement(graph, variables, inputs, kwargs, hard, grads=True, reference=None,
-                     scale=1e-5):
+def assert_agreement(
+  graph, variables, inputs, kwargs, hard, grads=True, reference=None, scale=1e-5
+):
   """slim == masked for this mask: results, new state on kept channels, gradients."""
   slim = shrink(graph, variables, hard)
   masks = {name: jnp.asarray(mask, jnp.float32) for name, mask in hard.items()}
@@ -99,8 +105,9 @@ def assert_close(result, expected, scale):
   assert jax.tree.structure(result) == jax.tree.structure(expected)
   arrays = [np.asarray(b) for b in jax.tree.leaves(expected) if is_array(b) and b.size]
   largest = max((float(np.max(np.abs(b))) for b in arrays), default=0.0)
-  for (keys, a), b in zip(jax.tree_util.tree_flatten_with_path(result)[0],
-                          jax.tree.leaves(expected), strict=True):
+  for (keys, a), b in zip(
+    jax.tree_util.tree_flatten_with_path(result)[0], jax.tree.leaves(expected), strict=True
+  ):
     if not is_array(a):
       assert a is b
       continue

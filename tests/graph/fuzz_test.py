@@ -29,8 +29,13 @@ def convolve(x, seen, get, a, b):
 
 
 def dilated(x, seen, get, a, b):
-  return conv(x, get((3, 3, x.shape[-1], 2 + a)), padding=((2, 2), (1, 0)),
-              rhs_dilation=(1 + b % 2, 1), lhs_dilation=(1, 2))
+  return conv(
+    x,
+    get((3, 3, x.shape[-1], 2 + a)),
+    padding=((2, 2), (1, 0)),
+    rhs_dilation=(1 + b % 2, 1),
+    lhs_dilation=(1, 2),
+  )
 
 
 def grouped(x, seen, get, a, b):
@@ -63,12 +68,12 @@ def concat(x, seen, get, a, b):
 
 def gate(x, seen, get, a, b):
   half = x.shape[-1] // 2
-  return x[..., :half] * jax.nn.sigmoid(x[..., half:2 * half]) if half else x
+  return x[..., :half] * jax.nn.sigmoid(x[..., half : 2 * half]) if half else x
 
 
 def cut(x, seen, get, a, b):
   start = a % x.shape[-1]
-  return x[..., start:start + 1 + b % (x.shape[-1] - start)]
+  return x[..., start : start + 1 + b % (x.shape[-1] - start)]
 
 
 def shuffle(x, seen, get, a, b):
@@ -110,10 +115,30 @@ def space_first(x, seen, get, a, b):
   return jnp.cumsum(x, axis=1) * jax.lax.iota(jnp.float32, x.shape[-1])[None, None, None]
 
 
-LAYERS = [convolve, convolve, dilated, grouped, batch_norm, activate, activate, shortcut, concat,
-          gate, cut, shuffle, pool, pad, excite, attend, layer_norm, weight_norm, space_first]
-PROGRAMS = st.lists(st.tuples(st.sampled_from(LAYERS), st.integers(0, 5), st.integers(0, 3)),
-                    min_size=2, max_size=7)
+LAYERS = [
+  convolve,
+  convolve,
+  dilated,
+  grouped,
+  batch_norm,
+  activate,
+  activate,
+  shortcut,
+  concat,
+  gate,
+  cut,
+  shuffle,
+  pool,
+  pad,
+  excite,
+  attend,
+  layer_norm,
+  weight_norm,
+  space_first,
+]
+PROGRAMS = st.lists(
+  st.tuples(st.sampled_from(LAYERS), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=7
+)
 
 
 def network(program, get, x, flatten):
@@ -133,11 +158,13 @@ def model(program, x, flatten):
   def record(shape):
     shapes.append(jax.ShapeDtypeStruct(shape, jnp.float32))
     return jnp.zeros(shape)
+
   jax.eval_shape(lambda x: network(program, record, x, flatten), x)
 
   def fn(params, x):
     left = iter(params)
     return network(program, lambda shape: next(left), x, flatten)
+
   return fn, randomized(shapes)
 
 

@@ -34,6 +34,7 @@ def randomized(structs, seed=0):
     elif len(struct.shape) < 2:
       values = 0.6 + 0.4 * rng.normal(size=struct.shape)
     return jnp.asarray(values, struct.dtype)
+
   return jax.tree_util.tree_map_with_path(leaf, structs)
 
 
@@ -43,13 +44,15 @@ def images(*shape, seed=1):
 
 def linen(module, x, groups, train=True, dropout=False):
   """A Linen module called as module(x, train)."""
-  variables = randomized(jax.eval_shape(
-      lambda x: module.init({'params': jax.random.key(0)}, x, train=False), x))
+  variables = randomized(
+    jax.eval_shape(lambda x: module.init({'params': jax.random.key(0)}, x, train=False), x)
+  )
   kwargs: dict = {'train': True, 'mutable': ['batch_stats']}
   if dropout:
     kwargs['rngs'] = {'dropout': jax.random.key(3)}
-  return Case(module.apply, variables, (x,), {'train': False}, kwargs if train else None,
-              set(groups))
+  return Case(
+    module.apply, variables, (x,), {'train': False}, kwargs if train else None, set(groups)
+  )
 
 
 def conv_bn(x, features, train, kernel=3, act=nn.relu, name=None, **kwargs):
@@ -226,7 +229,8 @@ class ViT(nn.Module):
     x = x + self.param('positions', nn.initializers.zeros, (1, *x.shape[1:]))
     y = nn.LayerNorm(name='ln1')(x)
     y = nn.MultiHeadDotProductAttention(
-        num_heads=3, qkv_features=12, dropout_rate=0.2, deterministic=not train, name='attn')(y)
+      num_heads=3, qkv_features=12, dropout_rate=0.2, deterministic=not train, name='attn'
+    )(y)
     x = x + y
     y = nn.Dense(10, name='up')(nn.LayerNorm(name='ln2')(x))
     x = x + nn.Dense(8, name='down')(nn.Dropout(0.2, deterministic=not train)(nn.gelu(y)))
@@ -271,8 +275,15 @@ def plain_channels_first(params, x):
   dn = ('NCHW', 'OIHW', 'NCHW')
   x = jax.lax.conv_general_dilated(x, params['a'], (1, 1), 'SAME', dimension_numbers=dn)
   x = jnp.maximum(x * SCALE, 0)
-  x = jax.lax.conv_general_dilated(x, params['b'], (2, 1), [(1, 0), (0, 2)], lhs_dilation=(1, 2),
-                                   rhs_dilation=(2, 1), dimension_numbers=dn)
+  x = jax.lax.conv_general_dilated(
+    x,
+    params['b'],
+    (2, 1),
+    [(1, 0), (0, 2)],
+    lhs_dilation=(1, 2),
+    rhs_dilation=(2, 1),
+    dimension_numbers=dn,
+  )
   x = jnp.abs(x).sum((2, 3)) + params['shift'][None]
   return jnp.einsum('io,bi->bo', params['c'], jnp.tanh(x))
 
@@ -303,23 +314,37 @@ def nnx_case():
     return out, {'state': nnx.state(model, nnx.BatchStat)} if train else {}
 
   variables = randomized({'params': params, 'state': state})
-  return Case(fn, variables, (images(2, 4, 4, 3),), {'train': False}, {'train': True},
-              {'conv', 'hidden'})
+  return Case(
+    fn, variables, (images(2, 4, 4, 3),), {'train': False}, {'train': True}, {'conv', 'hidden'}
+  )
 
 
 def equinox_case():
   import equinox as eqx
 
   def net(key):
-    return eqx.nn.Sequential([
-        eqx.nn.Conv2d(3, 6, 3, key=key), eqx.nn.Lambda(jax.nn.relu), eqx.nn.MaxPool2d(2, 1),
-        eqx.nn.Lambda(jnp.ravel), eqx.nn.Linear(6, 5, key=key), eqx.nn.Lambda(jax.nn.silu),
-        eqx.nn.Linear(5, 3, key=key)])
+    return eqx.nn.Sequential(
+      [
+        eqx.nn.Conv2d(3, 6, 3, key=key),
+        eqx.nn.Lambda(jax.nn.relu),
+        eqx.nn.MaxPool2d(2, 1),
+        eqx.nn.Lambda(jnp.ravel),
+        eqx.nn.Linear(6, 5, key=key),
+        eqx.nn.Lambda(jax.nn.silu),
+        eqx.nn.Linear(5, 3, key=key),
+      ]
+    )
 
   arrays, rest = eqx.partition(eqx.filter_eval_shape(net, jax.random.key(0)), is_struct)
   model = eqx.combine(randomized(arrays), rest)  # functions among its leaves: static
-  return Case(lambda model, x: jax.vmap(model)(x), model, (images(2, 3, 4, 4),), {}, None,
-              {'layers/0', 'layers/4'})
+  return Case(
+    lambda model, x: jax.vmap(model)(x),
+    model,
+    (images(2, 3, 4, 4),),
+    {},
+    None,
+    {'layers/0', 'layers/4'},
+  )
 
 
 def is_struct(leaf):
@@ -328,8 +353,9 @@ def is_struct(leaf):
 
 def plain_case():
   shapes = [((3, 8), (8,)), ((8, 7), (7,)), ((7, 3), (3,))]
-  params = randomized([tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in pair)
-                       for pair in shapes])
+  params = randomized(
+    [tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in pair) for pair in shapes]
+  )
   return Case(plain_mlp, params, (images(2, 3),), {}, None, {'0', '1'})
 
 
@@ -341,32 +367,38 @@ def channels_first_case():
 
 SMALL = (2, 4, 4, 3)
 CASES: dict[str, Callable[[], Case]] = {
-    'vgg': lambda: linen(Vgg(), images(*SMALL), {'a', 'b', 'c'}, dropout=True),
-    'flatten_chw': lambda: linen(FlattenChannelsFirst(), images(*SMALL), {'a'}),
-    'residual': lambda: linen(Residual(), images(*SMALL), {
-        'stem', 'block0_conv1', 'block1_conv1', 'block1_conv2'}),
-    'residual_pad': lambda: linen(Residual(pad=True), images(*SMALL), {
-        'stem', 'block0_conv1', 'block1_conv1'}),
-    'residual_pre': lambda: linen(Residual(pre=True), images(*SMALL), {
-        'stem', 'block0_conv1', 'block1_conv1', 'block1_conv2'}),
-    'densenet': lambda: linen(Dense(), images(*SMALL), {'stem', 'grow0', 'grow1', 'transition'}),
-    'inception': lambda: linen(Inception(), images(*SMALL), {
-        'one', 'reduce', 'three', 'pool', 'mix'}),
-    'unet': lambda: linen(UNet(), images(*SMALL), {'down', 'bottom', 'up', 'join'}),
-    'mobile': lambda: linen(Mobile(), images(*SMALL), {'stem', 'expand', 'squeeze', 'multiplied'}),
-    'grouped': lambda: linen(Grouped(), images(*SMALL), {
-        'reduce:3.0', 'reduce:3.1', 'grouped', 'mix'}),
-    'shared': lambda: linen(Shared(), images(*SMALL), {'stem'}),
-    'gated': lambda: linen(Gated(), images(*SMALL), {'both', 'hidden'}),
-    'norms': lambda: linen(Norms(), images(*SMALL), {'a', 'b', 'd'}),
-    'vit': lambda: linen(ViT(), images(*SMALL), {
-        'attn/query:1', 'attn/query:2', 'attn/value', 'up'}, dropout=True),
-    'attention': lambda: linen(FusedAttention(), images(*SMALL), {
-        'embed', 'qkv:1.0', 'qkv:1.1', 'qkv:1.2'}),
-    'tokens': lambda: linen(Tokens(), jnp.asarray([[1, 5, 2, 9], [10, 0, 4, 4]]), {
-        'embed', 'conv'}),
-    'nnx': nnx_case,
-    'equinox': equinox_case,
-    'plain': plain_case,
-    'channels_first': channels_first_case,
+  'vgg': lambda: linen(Vgg(), images(*SMALL), {'a', 'b', 'c'}, dropout=True),
+  'flatten_chw': lambda: linen(FlattenChannelsFirst(), images(*SMALL), {'a'}),
+  'residual': lambda: linen(
+    Residual(), images(*SMALL), {'stem', 'block0_conv1', 'block1_conv1', 'block1_conv2'}
+  ),
+  'residual_pad': lambda: linen(
+    Residual(pad=True), images(*SMALL), {'stem', 'block0_conv1', 'block1_conv1'}
+  ),
+  'residual_pre': lambda: linen(
+    Residual(pre=True), images(*SMALL), {'stem', 'block0_conv1', 'block1_conv1', 'block1_conv2'}
+  ),
+  'densenet': lambda: linen(Dense(), images(*SMALL), {'stem', 'grow0', 'grow1', 'transition'}),
+  'inception': lambda: linen(
+    Inception(), images(*SMALL), {'one', 'reduce', 'three', 'pool', 'mix'}
+  ),
+  'unet': lambda: linen(UNet(), images(*SMALL), {'down', 'bottom', 'up', 'join'}),
+  'mobile': lambda: linen(Mobile(), images(*SMALL), {'stem', 'expand', 'squeeze', 'multiplied'}),
+  'grouped': lambda: linen(
+    Grouped(), images(*SMALL), {'reduce:3.0', 'reduce:3.1', 'grouped', 'mix'}
+  ),
+  'shared': lambda: linen(Shared(), images(*SMALL), {'stem'}),
+  'gated': lambda: linen(Gated(), images(*SMALL), {'both', 'hidden'}),
+  'norms': lambda: linen(Norms(), images(*SMALL), {'a', 'b', 'd'}),
+  'vit': lambda: linen(
+    ViT(), images(*SMALL), {'attn/query:1', 'attn/query:2', 'attn/value', 'up'}, dropout=True
+  ),
+  'attention': lambda: linen(
+    FusedAttention(), images(*SMALL), {'embed', 'qkv:1.0', 'qkv:1.1', 'qkv:1.2'}
+  ),
+  'tokens': lambda: linen(Tokens(), jnp.asarray([[1, 5, 2, 9], [10, 0, 4, 4]]), {'embed', 'conv'}),
+  'nnx': nnx_case,
+  'equinox': equinox_case,
+  'plain': plain_case,
+  'channels_first': channels_first_case,
 }

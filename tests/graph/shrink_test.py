@@ -27,6 +27,7 @@ def traced():
       case = CASES[name]()
       made[name] = case, trace(case.fn, case.variables, *case.inputs, **case.eval)
     return made[name]
+
   return get
 
 

@@ -1,0 +1,282 @@
+"""trace: what is prunable, what is frozen and why, names, roles and the report."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtp_jax.graph import shrink, trace
+from tests.graph.agreement import assert_agreement, one_left, random_masks
+from tests.graph.models import CASES, SMALL, Residual, ViT, images, linen, randomized
+
+
+def weights(**shapes):
+  return randomized({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
+
+
+def mlp_around(middle):
+  """x @ a, the given function, @ b: whether the hidden axis survives depends on the middle."""
+
+  def fn(w, x):
+    return middle(x @ w['a']) @ w['b']
+
+  return fn, weights(a=(3, 6), b=(6, 2)), images(4, 3)
+
+
+def frozen_reasons(graph):
+  return {group.name: group.reason for group in graph.frozen}
+
+
+FREEZING = {
+  'layer norm': (lambda h: h - h.mean(-1, keepdims=True), 'reduce_sum over it'),
+  'softmax': (jax.nn.softmax, 'reduce_max over it'),
+  'cumsum': (lambda h: jnp.cumsum(h, -1), 'cumsum runs along it'),
+  'sort': (jnp.sort, 'sort runs along it'),
+  'flip': (lambda h: h[:, ::-1], 'rev reverses it'),
+  'stride': (lambda h: jnp.repeat(jax.lax.slice(h, (0, 0), (4, 6), (1, 2)), 2, 1), 'slice with'),
+  'take': (lambda h: jnp.take(h, jnp.array([5, 1, 0, 2, 4, 3]), axis=1), 'gather looks up'),
+  'gram': (lambda h: (h @ h.T) @ h, None),
+  'scatter': (lambda h: h.at[0].add(1.0), 'scatter-add (no rule for it)'),
+  'fft': (lambda h: jnp.fft.fft(h, axis=0).real, 'fft (no rule for it)'),
+  'scan': (
+    lambda h: jax.lax.scan(lambda c, _: (jnp.tanh(c), None), h, None, 3)[0],
+    'scan (its body is not entered)',
+  ),
+  'argmax': (lambda h: h * jnp.argmax(h, 1)[:, None], 'argmax over it'),
+}
+
+
+@pytest.mark.parametrize('name', FREEZING)
+def test_what_mixes_channels_freezes_them_and_is_named(name):
+  middle, reason = FREEZING[name]
+  fn, params, x = mlp_around(middle)
+  graph = trace(fn, params, x)
+  if reason is None:  # a linear product is masked on the kernel before it: sound, so prunable
+    assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
+    return
+  assert not graph.groups
+  assert reason in frozen_reasons(graph)['a:1']
+  assert reason in str(graph)
+  with pytest.raises(ValueError, match='no prunable group\n'):
+    shrink(graph, params, {})
+
+
+PASSING = {
+  'cumsum over the batch': lambda h: jnp.cumsum(h, 0),
+  'where': lambda h: jnp.where(h > 0, h, 0.1 * h),
+  'one hot of the batch': lambda h: jnp.eye(4) @ h,
+  'bfloat16': lambda h: h.astype(jnp.bfloat16).astype(jnp.float32),
+  'tile': lambda h: jnp.tile(h, (2, 1))[3:7],
+  'stack': lambda h: jnp.stack([h, jnp.tanh(h)], 1).max(1),
+  'roll of the batch': lambda h: jnp.roll(h, 1, axis=0),
+  'dynamic slice': lambda h: jax.lax.dynamic_slice(h, (1, 0), (3, 6)),
+  'dynamic update': lambda h: jax.lax.dynamic_update_slice(h, jnp.ones((1, 6)), (2, 0)),
+  'clip': lambda h: jnp.clip(h, -0.5, 0.5),
+  'iota': lambda h: h * jax.lax.iota(jnp.float32, 6)[None],
+  'constant': lambda h: h * jnp.arange(1.0, 7.0)[None],
+  'vmap': jax.vmap(lambda v: jnp.tanh(v) * 2),
+  'einsum': lambda h: jnp.einsum('bc,bc,dc->dc', h, h, h),
+  'unstack': lambda h: sum(jnp.unstack(jnp.stack([h, -2 * h]))),
+  'any reduction': lambda h: h * jax.lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (0,))[None],
+  'top of the batch': lambda h: jax.lax.top_k(h.T, 2)[0].T,
+  'log softmax over the batch': lambda h: jax.nn.log_softmax(h, axis=0),
+}
+
+
+@pytest.mark.parametrize('name', PASSING)
+def test_what_leaves_channels_apart_keeps_them_prunable(name):
+  fn, params, x = mlp_around(PASSING[name])
+  graph = trace(fn, params, x)
+  assert list(graph.groups) == ['a']
+  assert_agreement(graph, params, (x,), {}, {'a': np.array([0, 1, 1, 0, 0, 1])})
+
+
+def test_roles_of_a_residual_network():
+  case = CASES['residual']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  stem = graph.groups['stem']
+  assert [str(s) for s in stem.producers] == [
+    'params/stem/kernel:3',
+    'params/block0_conv2/kernel:3',
+  ]
+  assert [str(s) for s in stem.consumers] == [
+    'params/block0_conv1/kernel:2',
+    'params/block1_conv1/kernel:2',
+    'params/block1_proj/kernel:2',
+  ]
+  assert {s.path[1] for s in stem.carriers} == {'stem_bn', 'block0_conv2_bn'}
+  assert stem.params == 4 * (27 + 45 + 2 * 2 + 45 + 45 + 6)
+  assert frozen_reasons(graph)['params/head/kernel:1'] == 'an output'
+  assert frozen_reasons(graph)['params/stem/kernel:2'] == 'an input'
+
+
+def test_a_flattened_consumer_knows_its_channels():
+  for name, layout in (('vgg', (1, 1, 5)), ('flatten_chw', (6, 4, 4))):
+    case = CASES[name]()
+    graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+    (consumer,) = graph.groups['b' if name == 'vgg' else 'a'].consumers
+    channel = np.arange(layout[2])[None, None] if name == 'vgg' else np.arange(6)[:, None, None]
+    np.testing.assert_array_equal(consumer.index, np.broadcast_to(channel, layout).ravel())
+
+
+def test_a_layer_normed_stream_is_frozen_and_the_norm_is_named():
+  case = CASES['vit']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  (stream,) = [g for g in graph.frozen if g.name == 'params/patches/kernel:3']
+  assert stream.reason == 'reduce_sum over it, in ViT/ln1'
+  heads, values = graph.groups['attn/query:1'], graph.groups['attn/value']
+  assert [str(s) for s in heads.consumers] == ['params/attn/out/kernel:0']
+  assert [str(s) for s in values.consumers] == ['params/attn/out/kernel:1']
+  assert heads.size == 3 and values.size == 4
+
+
+def test_query_and_key_dims_are_masked_on_the_keys():
+  case = CASES['vit']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  inner = graph.groups['attn/query:2']
+  assert {str(s) for s in inner.consumers} == {'params/attn/key/kernel:2', 'params/attn/key/bias:1'}
+
+
+def test_scan_over_layers_is_frozen_but_counted():
+  def fn(w, x):
+    x = jnp.tanh(x @ w['in'])
+    x = jax.lax.scan(lambda h, k: (jnp.tanh(h @ k), None), x, w['layers'])[0]
+    return jnp.tanh(x @ w['mid']) @ w['out']
+
+  params = weights(**{'in': (3, 5), 'layers': (4, 5, 5), 'mid': (5, 6), 'out': (6, 2)})
+  graph = trace(fn, params, images(2, 3))
+  assert list(graph.groups) == ['mid']
+  assert graph.macs.total == 3 * 5 + 4 * 5 * 5 + 5 * 6 + 6 * 2
+  assert 'scan' in frozen_reasons(graph)['layers:2']
+  assert_agreement(graph, params, (images(2, 3),), {}, one_left(graph))
+
+
+def test_tied_weights_agree_or_freeze():
+  def autoencoder(w, x):
+    return jnp.tanh(x @ w['code']) @ w['code'].T
+
+  params = weights(code=(3, 6))
+  graph = trace(autoencoder, params, images(2, 3))
+  assert list(graph.groups) == ['code']
+  assert_agreement(graph, params, (images(2, 3),), {}, random_masks(graph, 2))
+
+  def twisted(w, x):  # the same axis as channels and as (2, 3): heads survive what channels do not
+    h = jnp.tanh(x @ w['a'])
+    y = jax.nn.softmax(jnp.tanh(x @ w['a']).reshape(-1, 2, 3))
+    return h @ w['b'] + y.reshape(-1, 6) @ w['c']
+
+  params = weights(a=(3, 6), b=(6, 2), c=(6, 2))
+  graph = trace(twisted, params, images(2, 3))
+  assert [g.size for g in graph.groups.values()] == [2]
+  assert_agreement(graph, params, (images(2, 3),), {}, {'a': np.array([False, True])})
+
+
+def test_a_captured_kernel_cannot_be_masked():
+  kernel = np.ones((6, 2), np.float32)
+  graph = trace(lambda w, x: jnp.tanh(x @ w['a']) @ kernel, weights(a=(3, 6)), images(2, 3))
+  assert not graph.groups
+  assert 'dot_general sums over it' in frozen_reasons(graph)['a:1']
+
+
+def test_a_dead_branch_does_not_freeze():
+  def fn(w, x):
+    h = jnp.tanh(x @ w['a'])
+    jax.nn.softmax(h)  # its result goes nowhere
+    return h @ w['b']
+
+  assert list(trace(fn, weights(a=(3, 6), b=(6, 2)), images(2, 3)).groups) == ['a']
+
+
+def test_unread_weights_are_frozen():
+  graph = trace(lambda w, x: x @ w['a'], weights(a=(3, 6), spare=(4, 4)), images(2, 3))
+  assert frozen_reasons(graph)['spare:0'] == 'no weight reads it'
+
+
+def test_abstract_variables_and_inputs_trace_alike():
+  case = linen(Residual(), images(*SMALL), set())
+  structs = jax.eval_shape(lambda v: v, case.variables)
+  graph = trace(case.fn, structs, jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32), train=False)
+  same = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  assert str(graph) == str(same)
+
+
+def test_one_trace_in_train_mode_finds_the_same_groups():
+  for name in ('residual_pre', 'densenet', 'mobile'):
+    case = CASES[name]()
+    assert str(trace(case.fn, case.variables, *case.inputs, **case.train)) == str(
+      trace(case.fn, case.variables, *case.inputs, **case.eval)
+    )
+
+
+def test_report_adds_up():
+  case = CASES['vgg']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  text = str(graph)
+  assert text.startswith('3 prunable channel groups')
+  assert 'consumers  params/b/kernel:2' in text
+  assert (
+    f'{graph.macs.total:,} MACs' in text.replace('% of ', '') or f'{graph.macs.total:,}' in text
+  )
+  assert 'prunable: 100.0 %' in text  # every weight of this network hangs on some width
+
+
+def test_masks_are_checked():
+  case = CASES['vgg']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  params = case.variables['params']
+  with pytest.raises(ValueError, match="'stem' is not a prunable group.*the groups are"):
+    graph.apply_masks(params, {'stem': jnp.ones(6)})
+  with pytest.raises(ValueError, match=r'has shape \(5,\); expected \(6,\)'):
+    graph.apply_masks(params, {'a': jnp.ones(5)})
+  with pytest.raises(ValueError, match="the tree has no 'params/b/kernel'"):
+    graph.apply_masks(case.variables['batch_stats'], {'a': jnp.ones(6)})
+  with pytest.raises(ValueError, match='variables without arrays'):
+    trace(lambda v, x: x, {}, jnp.ones(3))
+
+
+def test_masks_multiply_consumers_only_and_differentiate():
+  case = CASES['vgg']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  params = case.variables['params']
+  mask = jnp.linspace(0.0, 1.0, 6)
+  masked = jax.jit(graph.apply_masks)(params, {'a': mask})
+  whole = graph.apply_masks(case.variables, {'a': mask})
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path)
+    expected = leaf * mask[None, None, :, None] if name == "['b']['kernel']" else leaf
+    got = dict((jax.tree_util.keystr(k), v) for k, v in jax.tree_util.tree_leaves_with_path(masked))
+    np.testing.assert_array_equal(got[name], expected)
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), whole['params'], masked))
+  slope = jax.grad(lambda m: graph.apply_masks(params, {'a': m})['b']['kernel'].sum())(mask)
+  np.testing.assert_allclose(slope, params['b']['kernel'].sum((0, 1, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_channel_sums_are_norms_of_the_slices():
+  case = CASES['densenet']()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  params = case.variables['params']
+  l1 = graph.channel_sums(params)['grow0']
+  expected = jnp.abs(params['grow0']['kernel']).sum((0, 1, 2)) + jnp.abs(params['grow0']['bias'])
+  np.testing.assert_allclose(l1, expected, rtol=1e-5)
+  read = graph.channel_sums(case.variables, jnp.square, roles=('consumer',))['stem']
+  expected = sum(
+    jnp.square(params[k]['kernel'][:, :, :4]).sum((0, 1, 3))
+    for k in ('grow0', 'grow1', 'transition')
+  )
+  np.testing.assert_allclose(read, expected, rtol=1e-5)
+
+
+class NamedTwice(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    a = self.param('a', nn.initializers.ones, (3, 4))
+    b = self.param('b', nn.initializers.ones, (4, 5))
+    return nn.Dense(2)(jnp.tanh(jnp.tanh(x @ a) @ b))
+
+
+def test_two_kernels_of_one_module_are_told_apart():
+  module, x = NamedTwice(), images(2, 3)
+  graph = trace(module.apply, jax.eval_shape(module.init, jax.random.key(0), x), x)
+  assert list(graph.groups) == ['a', 'b']
+  assert isinstance(ViT(), nn.Module)
