@@ -24,7 +24,8 @@ def get_config(arg: str = '') -> Any:
 
   config.prune = ml_collections.ConfigDict()
   config.prune.granularity = 'weights'  # weights, nm (with prune.group), blocks (with prune.block)
-  config.prune.keep = 0.05  # a fraction (float) or a count (int)
+  config.prune.keep = 0.05  # fraction of the weights, in [0, 1]
+  config.prune.count = placeholder(int)  # number of weights instead
   config.prune.scope = 'global'  # global, layer, erk, row
   config.prune.exclude = ()  # glob patterns of paths that stay dense
   config.prune.group = 4

@@ -8,6 +8,7 @@ import numpy as np
 
 from dtp_jax.train.folder import read_config, read_json
 from dtp_jax.train.metrics import read_metrics
+from dtp_jax.train.stages import Stages
 
 __all__ = ['load_summaries', 'table', 'write_report']
 
@@ -71,7 +72,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   environment = read_json(workdir / 'environment.json')
   versions = environment['versions']
   gap = 'none' if main['gap'] is None else f'{100 * main["gap"]:+.1f} points'
-  stages = ', '.join(f'{name} {steps}' for name, steps in main['stages'].items())
+  stages = ', '.join(f'{name} {main["stages"][name]}' for name in Stages._fields)
   lines = [
     f'# {config.model.name} on {config.data.name}: {_label(config.method)}',
     '',
@@ -124,9 +125,9 @@ def _draw_training(workdir, summaries):
   figure, top = _axes(figsize=(7.5, 3.8))
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
   train = [r for r in read_metrics(workdir) if r['kind'] == 'train']
-  stages = summaries[0]['stages']
   start = 0
-  for (name, length), shade in zip(stages.items(), ('#ffffff', '#eef2f8', '#ffffff'), strict=True):
+  for name, shade in zip(Stages._fields, ('#ffffff', '#eef2f8', '#ffffff'), strict=True):
+    length = summaries[0]['stages'][name]
     if length:
       top.axvspan(start, start + length, color=shade, zorder=0, linewidth=0)
       top.text(start + length / 2, 1.02, name, transform=top.get_xaxis_transform(), ha='center')
@@ -184,6 +185,7 @@ def _draw_mask(workdir, summaries):
   kept = f'{np.count_nonzero(mask):,} of {mask.size:,} kept'
   axes.set_title(f'{name} {mask.shape}: {kept}', fontsize=9)
   axes.set(xticks=(), yticks=())
+  axes.spines[:].set_visible(True)
   return figure
 
 

@@ -1,16 +1,15 @@
 """Command line of the experiments: absl flags whose errors say what was meant."""
 
-import difflib
+import re
 import sys
 
-import ml_collections
 from absl import flags
 
 __all__ = ['parse_flags']
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses absl flags; exits with one line where a config field or a required flag is off.
+  """Parses absl flags; exits with a line where a config field or a required flag is off.
 
   Args:
     argv: the command line. Flags `config` and, where it is defined, `workdir` are required.
@@ -21,10 +20,12 @@ def parse_flags(argv: list[str]) -> list[str]:
   defined = flags.FLAGS
   try:
     rest = defined(argv)
-  except AttributeError as error:
-    sys.exit(_unknown_field(argv, error))
+    if defined['config'].value is not None:
+      defined['config'].value.keys()  # a file that could not be loaded raises here
+  except (AttributeError, KeyError) as error:
+    sys.exit(f'{_unknown_field(argv, str(error))} Try --help.')
   except (flags.Error, OSError, ValueError, TypeError) as error:
-    sys.exit(f'{error}\nTry --help.')
+    sys.exit(f'{_without_traceback(str(error))}\nTry --help.')
   for name, hint in {'config': 'configs/mnist_mini.py', 'workdir': 'runs/mnist_mini'}.items():
     if name in defined and defined[name].value is None:
       sys.exit(f'--{name} is missing; give one, as in --{name}={hint}. Try --help.')
@@ -34,22 +35,18 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _unknown_field(argv, error):
-  """A line naming the field of --config.FIELD that does not exist and the nearest that does."""
-  config = flags.FLAGS['config'].value
-  for arg in argv[1:]:
-    field = arg.lstrip('-').split('=')[0].removeprefix('config.')
-    known = _fields(config)
-    if arg.lstrip('-').startswith('config.') and field not in known:
-      close = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-      meant = f'; did you mean --config.{close[0]}?' if close else f'; there are {sorted(known)}.'
-      return f'--config.{field} is not a field of the config{meant}'
-  return str(error)
+  """One line from ml_collections' KeyError text: the flag at fault and the field that is near."""
+  missing = re.search(r"'(\w+)", error.replace('\\', ''))
+  near = re.search(r'Did you mean "(\w+)"', error)
+  fields = [
+    arg.lstrip('-').split('=')[0] for arg in argv[1:] if arg.lstrip('-').startswith('config.')
+  ]
+  at_fault = [field for field in fields if missing and missing[1] in field.split('.')]
+  name = f'--{at_fault[0]}' if at_fault else error
+  return f'{name} is not a field of the config' + (f'; did you mean {near[1]!r}?' if near else '.')
 
 
-def _fields(config, prefix=''):
-  if not isinstance(config, ml_collections.ConfigDict):
-    return set()
-  fields = set()
-  for name in config:
-    fields |= {prefix + name} | _fields(config.get_oneway_ref(name).get(), f'{prefix}{name}.')
-  return fields
+def _without_traceback(message):
+  """ml_collections puts the traceback of a config file into its message: keep the error itself."""
+  head, found, trace = message.partition('Traceback (most recent call last):')
+  return head.strip() + '\n' + trace.strip().splitlines()[-1] if found else message

@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
   """Versions, devices and command of this process."""
   device = jax.devices()[0]
   return {
-    'command': ' '.join(sys.argv),
+    'command': _command(),
     'python': platform.python_version(),
     'platform': platform.platform(),
     'cpus': os.cpu_count(),
@@ -86,6 +86,13 @@ def write_json(path: pathlib.Path, content: Any) -> None:
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
   temporary.replace(path)
+
+
+def _command():
+  """The command line, with the module's name instead of its place on this machine."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  program = f'python -m {spec.name}' if spec else f'python {pathlib.Path(sys.argv[0]).name}'
+  return ' '.join([program, *sys.argv[1:]])
 
 
 def _flat(tree, prefix=''):

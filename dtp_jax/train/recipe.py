@@ -115,7 +115,8 @@ def build_prunable(config: Config, params: Any) -> Prunable:
 def build_method(config: Config, elements: Prunable, stages: Stages):
   """The method that `config.method` names, with `config.methods[name]` as its options."""
   build_one = _choose(METHODS, 'method', config.method)
-  budget = Budget(config.prune.keep, config.prune.scope)
+  prune = config.prune
+  budget = Budget(prune.keep if prune.count is None else prune.count, prune.scope)
   options = dict(config.methods.get(config.method, {}))
   return build_one(elements, budget, max(1, stages.soft), **options)
 

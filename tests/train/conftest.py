@@ -1,0 +1,26 @@
+"""One finished run of the real main job in miniature, shared by the tests of the training loop."""
+
+import pytest
+
+from configs import mnist_mini
+from dtp_jax.train import loop
+
+
+def tiny_config():
+  """The main job with a small network, 12 steps a stage and a remainder in the last batch."""
+  config = mnist_mini.get_config('runlocal')
+  config.model.features = (2, 4)
+  config.model.hidden = (16,)
+  config.data.eval_batch_size = 300
+  config.stages.dense = config.stages.soft = config.stages.hard = 0.192
+  config.eval_every = 0.064
+  config.log_every = 3
+  config.baselines = ('magnitude',)
+  return config
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """(run folder, summaries) of a run with one baseline."""
+  workdir = tmp_path_factory.mktemp('finished')
+  return workdir, loop.compare(tiny_config(), workdir)

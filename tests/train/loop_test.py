@@ -1,0 +1,182 @@
+"""Whole runs: stages, resuming, forking, diverging, evaluation, the report."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtp_jax import report
+from dtp_jax.data import pipeline, sources
+from dtp_jax.train import loop
+from dtp_jax.train.folder import read_json
+from dtp_jax.train.metrics import read_metrics
+from dtp_jax.train.recipe import build
+from tests.train.conftest import tiny_config
+
+STEPS = 12  # of each stage
+
+
+def _arrays(path):
+  with np.load(path) as stored:
+    return dict(stored)
+
+
+def _records(workdir, kind):
+  return [r for r in read_metrics(workdir) if r['kind'] == kind]
+
+
+def test_every_step_is_logged_with_its_stage(finished):
+  workdir, _ = finished
+  records = _records(workdir, 'train')
+  assert [r['step'] for r in records] == list(range(1, 3 * STEPS + 1))
+  assert [r['stage'] for r in records] == ['dense'] * STEPS + ['soft'] * STEPS + ['hard'] * STEPS
+  by_stage = {s: [r for r in records if r['stage'] == s] for s in ('dense', 'soft', 'hard')}
+  assert all(r['kept'] == 1 and r['softness'] == 0 for r in by_stage['dense'])
+  assert by_stage['soft'][0]['softness'] > 0.01
+  np.testing.assert_allclose([r['kept'] for r in by_stage['hard']], 0.05, atol=1e-3)
+  assert all(r['softness'] == 0 for r in by_stage['hard'])
+
+
+def test_evaluations_tell_soft_from_hard_and_each_array(finished):
+  workdir, _ = finished
+  records = {r['step']: r for r in _records(workdir, 'test')}
+  assert set(records) == set(range(0, 3 * STEPS + 1, 4))
+  soft = records[2 * STEPS]
+  assert soft['stage'] == 'soft'
+  np.testing.assert_allclose(soft['gap'], soft['accuracy'] - soft['accuracy_hard'])
+  assert soft['kept_per_array'].keys() >= {'conv1/kernel', 'head/kernel'}
+
+
+def test_the_hard_mask_is_exact_frozen_and_what_was_stored(finished):
+  workdir, (main, _) = finished
+  masks, pruned = _arrays(workdir / 'masks.npz'), _arrays(workdir / 'pruned.npz')
+  kept = sum(int(m.sum()) for m in masks.values())
+  assert kept == main['achieved'] == main['requested'] == round(0.05 * main['prunable'])
+  for name, mask in masks.items():
+    assert mask.dtype == bool
+    assert not np.any(pruned[f'params/{name}'][~mask])
+
+
+def test_the_stored_network_has_the_reported_accuracy(finished):
+  """An independent evaluation: pruned.npz alone, all test images at once, no masks."""
+  workdir, (main, _) = finished
+  config, data = tiny_config(), sources.load('mnist_mini')
+  recipe, _ = build(config, data)
+  params = {}
+  for path, value in _arrays(workdir / 'pruned.npz').items():
+    _, module, leaf = path.split('/')
+    params.setdefault(module, {})[leaf] = jnp.asarray(value)
+  images = pipeline.normalise(jnp.asarray(data.test['image']), data.mean, data.std)
+  logits = recipe.apply({'params': params}, images, train=False)
+  accuracy = np.mean(np.argmax(logits, -1) == data.test['label'])
+  np.testing.assert_allclose(accuracy, main['accuracy'], atol=1e-9)
+
+
+def test_a_baseline_forks_where_the_dense_stage_ends(finished):
+  workdir, (main, magnitude) = finished
+  baseline = workdir / 'baselines' / 'magnitude'
+  at_fork = next(r for r in _records(workdir, 'test') if r['step'] == STEPS)
+  first = _records(baseline, 'test')[0]
+  assert first['step'] == STEPS
+  assert first['loss'] == at_fork['loss']
+  assert magnitude['stages'] == {'dense': STEPS, 'soft': 0, 'hard': 2 * STEPS}
+  assert magnitude['dense_accuracy'] == main['dense_accuracy'] == at_fork['accuracy']
+  assert magnitude['achieved'] == main['achieved']
+
+
+@pytest.mark.parametrize('stop', [17, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_resumed_run_equals_the_uninterrupted_one(finished, tmp_path, monkeypatch, stop):
+  whole, _ = finished
+  config = tiny_config()
+  config.baselines = ('magnitude',)  # the config is the same; only the main run is trained here
+  draw = pipeline.IndexStream.__next__
+
+  def interrupt(self):
+    if self.step == stop:
+      raise KeyboardInterrupt
+    return draw(self)
+
+  monkeypatch.setattr(pipeline.IndexStream, '__next__', interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train_and_evaluate(config, tmp_path)
+  monkeypatch.undo()
+  assert not (tmp_path / 'summary.json').exists()
+  loop.train_and_evaluate(config, tmp_path)
+  assert read_metrics(tmp_path) == read_metrics(whole)
+  for file in ('masks.npz', 'pruned.npz'):
+    ours, theirs = _arrays(tmp_path / file), _arrays(whole / file)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_rerunning_a_finished_run_changes_nothing(finished):
+  workdir, (main, _) = finished
+  before = {p: p.read_bytes() for p in workdir.glob('*') if p.suffix in ('.json', '.jsonl', '.npz')}
+  assert loop.train_and_evaluate(tiny_config(), workdir) == main
+  after = {p: p.read_bytes() for p in before}
+  assert {p.name for p in before if before[p] != after[p]} <= {'environment.json', 'masks.npz'}
+
+
+def test_another_config_is_refused_and_the_fields_are_listed(finished):
+  workdir, _ = finished
+  config = tiny_config()
+  config.prune.keep = 0.1
+  config.optimizer.momentum = 0.5
+  content = (workdir / 'config.json').read_bytes()
+  with pytest.raises(ValueError, match='another config') as error:
+    loop.train_and_evaluate(config, workdir)
+  assert 'prune.keep: 0.05 there, 0.1 asked' in str(error.value)
+  assert 'optimizer.momentum: 0.9 there, 0.5 asked' in str(error.value)
+  assert (workdir / 'config.json').read_bytes() == content
+
+
+def test_a_diverging_loss_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+  config = tiny_config()
+  config.optimizer.prune_learning_rate = 1e30
+  with pytest.raises(loop.DivergedError) as error:
+    loop.train_and_evaluate(config, tmp_path)
+  message = str(error.value)
+  assert 'of the soft stage' in message
+  assert str(tmp_path / 'checkpoints' / str(STEPS)) in message
+  assert 'prune_learning_rate' in message
+  losses = [r['loss'] for r in _records(tmp_path, 'train')]
+  assert losses[-1] is None  # JSON has no NaN
+  assert None not in losses[:-1]
+
+
+def test_no_pickle_is_written(finished):
+  workdir, _ = finished
+  for path in workdir.rglob('*'):
+    if path.is_file():
+      assert not path.read_bytes().startswith(b'\x80'), path  # every pickle since protocol 2
+  for path in workdir.rglob('*.npz'):
+    with np.load(path, allow_pickle=False) as stored:
+      assert all(stored[name].dtype != object for name in stored.files)
+
+
+def test_the_report_shows_the_rows_and_its_figures(finished):
+  workdir, summaries = finished
+  path = report.write_report(workdir)
+  text = path.read_text()
+  for summary in summaries:
+    assert f'{100 * summary["accuracy"]:.1f} %' in text
+    assert f'{summary["achieved"]:,} of {summary["prunable"]:,}' in text
+  figures = sorted(p.name for p in (workdir / 'figures').iterdir())
+  assert figures == ['kept.png', 'mask.png', 'training.png']
+  assert all(f'figures/{name}' in text for name in figures)
+
+
+def test_an_unfinished_run_has_no_report(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({'baselines': []}))
+  with pytest.raises(FileNotFoundError, match='has not finished'):
+    report.write_report(tmp_path)
+
+
+def test_the_environment_is_recorded(finished):
+  workdir, _ = finished
+  environment = read_json(workdir / 'environment.json')
+  assert environment['versions']['jax'] == jax.__version__
+  assert environment['devices'] == jax.device_count()

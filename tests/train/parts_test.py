@@ -1,0 +1,204 @@
+"""The parts of a run: optimizer, stages, one trace, checkpoints, metrics, command line."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dtp_jax.data import sources
+from dtp_jax.optimizer import partitioned, transplant
+from dtp_jax.train.checkpoint import Checkpoints
+from dtp_jax.train.evaluate import Evaluator
+from dtp_jax.train.metrics import MetricsWriter, read_metrics
+from dtp_jax.train.recipe import build
+from dtp_jax.train.stages import Stages
+from dtp_jax.train.step import resident, train_step
+from tests.train.conftest import tiny_config
+
+
+@pytest.fixture(scope='module')
+def built():
+  data = sources.load('mnist_mini')
+  recipe, create = build(tiny_config(), data)
+  return data, recipe, create
+
+
+def test_stages_follow_the_step_number():
+  stages = Stages(2, 3, 1)
+  names = [stages.name(step) for step in range(7)]
+  assert names == ['dense'] * 2 + ['soft'] * 3 + ['hard', 'done']
+  assert [int(stages.number(step)) for step in range(6)] == [0, 0, 1, 1, 1, 2]
+  assert [bool(stages.is_soft(step)) for step in range(6)] == [
+    False,
+    False,
+    True,
+    True,
+    True,
+    False,
+  ]
+
+
+def test_one_trace_serves_every_stage(built):
+  data, recipe, create = built
+  traces = []
+
+  def step(state, index):
+    traces.append(1)
+    return train_step(recipe, state, resident(train, index))
+
+  train = jax.tree.map(jnp.asarray, data.train)
+  step, state = jax.jit(step, donate_argnums=0), create()
+  for i in range(recipe.stages.total):
+    state, _ = step(state, np.arange(8, dtype=np.int32) + i)
+  assert int(state.step) == recipe.stages.total
+  assert len(traces) == 1
+
+
+def test_scores_learn_in_the_soft_stage_alone_and_the_log_odds_freeze(built):
+  data, recipe, create = built
+  train = jax.tree.map(jnp.asarray, data.train)
+  step = jax.jit(lambda state, index: train_step(recipe, state, resident(train, index)))
+  state, stages = create(), recipe.stages
+  index = np.arange(32, dtype=np.int32)
+  seen = {}
+  for i in range(stages.total):
+    following, _ = step(state, index)
+    moved = any(np.any(a != b) for a, b in zip(
+      jax.tree.leaves(state.scores), jax.tree.leaves(following.scores), strict=True))  # fmt: skip
+    seen.setdefault(stages.name(i), set()).add(moved)
+    state = following
+    if i == stages.hard_start:
+      frozen = state.transport
+  assert seen == {'dense': {False}, 'soft': {True}, 'hard': {False}}
+  for name, z in state.transport.items():
+    np.testing.assert_array_equal(z, frozen[name])
+    assert set(np.unique(z)) <= {-1.0, 1.0}
+
+
+def test_each_branch_has_its_own_optimizer():
+  tx = partitioned(optax.sgd(0.5), optax.sgd(0.1), learn_scores=lambda step: step >= 1)
+  tree = {'params': {'w': jnp.ones(2)}, 'scores': {'w': jnp.ones(2)}}
+  state = tx.init(tree)
+  grads = {'params': {'w': jnp.ones(2)}, 'scores': {'w': jnp.zeros(2)}}
+  updates, state = tx.update(grads, state, tree)
+  np.testing.assert_allclose(updates['params']['w'], -0.5)
+  np.testing.assert_allclose(updates['scores']['w'], 0.0)
+  updates, state = tx.update({**grads, 'scores': {'w': jnp.ones(2)}}, state, tree)
+  np.testing.assert_allclose(updates['scores']['w'], -0.1)
+
+
+def test_adam_on_scores_starts_fresh_when_the_soft_stage_does():
+  """Steps before it must not age Adam's bias correction: its first step is the learning rate."""
+  tx = partitioned(optax.sgd(0.5), optax.adam(0.1), learn_scores=lambda step: step >= 50)
+  tree = {'params': {}, 'scores': {'w': jnp.zeros(3)}}
+  state = tx.init(tree)
+  for _ in range(50):
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, tree), state, tree)
+  updates, _ = tx.update({'params': {}, 'scores': {'w': jnp.full(3, 1e-3)}}, state, tree)
+  np.testing.assert_allclose(updates['scores']['w'], -0.1, rtol=1e-4)
+
+
+def test_transplant_takes_the_weights_branch_alone():
+  tx = partitioned(optax.adam(0.5), optax.adam(0.1), learn_scores=lambda step: True)
+  tree = {'params': {'w': jnp.ones(2)}, 'scores': {'s': jnp.ones(3)}}
+  donor = tx.init({'params': {'w': jnp.ones(2)}, 'scores': {}})
+  donor_tree = {'params': {'w': jnp.ones(2)}, 'scores': {}}
+  _, donor = tx.update(donor_tree, donor, donor_tree)
+  merged = transplant(tx.init(tree), donor)
+  moments = jax.tree.leaves(merged.inner_states['params'])
+  expected = jax.tree.leaves(donor.inner_states['params'])
+  for ours, theirs in zip(moments, expected, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  tx.update(tree, merged, tree)  # still fits the tree
+
+
+def test_evaluation_counts_every_example_once(built):
+  data, recipe, create = built
+  state = create()
+  values = {}
+  for size in (1000, 300, 7):  # 1,000 images: no remainder, a remainder, a tiny last batch
+    split = jax.tree.map(lambda x: x[:100] if size == 7 else x, data.test)  # noqa: B023
+    values[size] = Evaluator(recipe, split, size)(state)
+  assert values[1000]['accuracy'] == values[300]['accuracy']
+  np.testing.assert_allclose(values[1000]['loss'], values[300]['loss'], rtol=1e-5)
+  first = jax.tree.map(lambda x: x[:100], data.test)
+  assert values[7]['accuracy'] == Evaluator(recipe, first, 100)(state)['accuracy']
+
+
+def test_checkpoints_restore_into_an_abstract_template(built, tmp_path):
+  _, _, create = built
+  state = create()
+  checkpoints = Checkpoints(tmp_path, keep=1, always=(0,))
+  checkpoints.save(state, {'data': {'step': 0}, 'seconds': 1.5})
+  restored, position = checkpoints.restore(jax.eval_shape(create))
+  checkpoints.close()
+  assert position == {'step': 0, 'data': {'step': 0}, 'seconds': 1.5}
+  for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+    if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+      ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
+    np.testing.assert_array_equal(ours, theirs)
+  items = {p.name for p in (tmp_path / '0').iterdir() if p.is_dir()}
+  assert items >= {'params', 'scores', 'transport', 'optimizer', 'position'}
+
+
+def test_a_missing_checkpoint_is_named(built, tmp_path):
+  _, _, create = built
+  checkpoints = Checkpoints(tmp_path)
+  with pytest.raises(FileNotFoundError, match='no checkpoint of step 7'):
+    checkpoints.restore(jax.eval_shape(create), 7)
+  checkpoints.close()
+
+
+def test_metrics_of_a_resumed_run_drop_what_came_after_its_checkpoint(tmp_path):
+  writer = MetricsWriter(tmp_path)
+  for step in range(5):
+    writer.write('train', step, {'loss': np.float32(step), 'bad': float('nan')})
+  writer.close()
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"kind": "train", "st')  # killed in mid-line
+  assert len(read_metrics(tmp_path)) == 5
+  writer = MetricsWriter(tmp_path, resume_step=2)
+  writer.write('train', 3, {'loss': 30.0})
+  writer.close()
+  records = read_metrics(tmp_path)
+  assert [r['step'] for r in records] == [0, 1, 2, 3]
+  assert records[-1]['loss'] == 30.0
+  assert records[0]['bad'] is None
+
+
+def test_unknown_names_in_a_config_are_answered_with_those_there_are(built):
+  data, _, _ = built
+  for field, value in (('method', 'magic'), ('prune.granularity', 'atoms'), ('model.name', 'leenet'),
+                       ('optimizer.name', 'sdg')):  # fmt: skip
+    config = tiny_config()
+    *section, name = field.split('.')
+    functools.reduce(lambda c, k: c[k], section, config)[name] = value
+    with pytest.raises(ValueError, match=value) as error:
+      build(config, data)
+    assert field in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--config=configs/mnist_mini.py', '--config.prune.kep=0.1', '--workdir=x'],
+     ['config.prune.kep', "did you mean 'keep'"]),
+    (['--config=configs/mnist_mini.py'], ['--workdir is missing']),
+    (['--workdir=x'], ['--config is missing']),
+    (['--config=configs/nothing.py', '--workdir=x'], ['configs/nothing.py']),
+    (['--config=configs/mnist_mini.py:fast', '--workdir=x'], ["'fast'", 'runlocal']),
+    (['--help'], ['--config', '--workdir', 'configs/mnist_mini.py']),
+  ],
+)  # fmt: skip
+def test_the_command_line_says_what_is_meant(arguments, words):
+  command = [sys.executable, '-m', 'experiments.train', *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  output = done.stdout + done.stderr
+  assert done.returncode != 0
+  assert all(word in output for word in words), output
+  assert 'Traceback' not in output
