@@ -84,8 +84,9 @@ class Polynomial:
     Raises:
       ValueError: a count is not an integer in [0, size].
     """
-    numbers = {name: _checked(name, counts.get(name, size), size)
-               for name, size in self.sizes.items()}
+    numbers = {
+      name: _checked(name, counts.get(name, size), size) for name, size in self.sizes.items()
+    }
     cost = 0
     for monomial, coefficient in self.terms.items():
       for name in monomial:
@@ -112,12 +113,20 @@ class Polynomial:
     names = [name for name in self.groups if name in masks]
     for name in names:
       if jnp.shape(masks[name]) != (self.sizes[name],):
-        raise ValueError(f'the mask of group {name!r} has shape {jnp.shape(masks[name])}; expected '
-                         f'({self.sizes[name]},), one entry per channel')
+        raise ValueError(
+          f'the mask of group {name!r} has shape {jnp.shape(masks[name])}; expected '
+          f'({self.sizes[name]},), one entry per channel'
+        )
     if not names:
       return jnp.ones(())
-    kept = jnp.stack([jnp.mean(jnp.asarray(masks[name], jnp.promote_types(
-        jnp.asarray(masks[name]).dtype, jnp.float32))) for name in names] )
+    kept = jnp.stack(
+      [
+        jnp.mean(
+          jnp.asarray(masks[name], jnp.promote_types(jnp.asarray(masks[name]).dtype, jnp.float32))
+        )
+        for name in names
+      ]
+    )
     kept = jnp.append(kept, jnp.ones((), kept.dtype))  # the last entry stands for 'all kept'
     shares, factors = self._arrays(names)
     value = jnp.asarray(shares, kept.dtype)
@@ -134,9 +143,12 @@ class Polynomial:
     """Each term's share of F(1), and per factor which entry of (*names, 1) it multiplies."""
     place = {name: i for i, name in enumerate(names)}
     scale = max(self.total, 1)
-    shares = np.array([
-      coefficient * float(np.prod([self.sizes[n] for n in monomial], dtype=float)) / scale
-      for monomial, coefficient in self.terms.items()])
+    shares = np.array(
+      [
+        coefficient * float(np.prod([self.sizes[n] for n in monomial], dtype=float)) / scale
+        for monomial, coefficient in self.terms.items()
+      ]
+    )
     factors = np.full((self.degree, len(self.terms)), len(names))
     for term, monomial in enumerate(self.terms):
       for k, name in enumerate(monomial):
@@ -162,6 +174,7 @@ def counts_of(hard: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
 
 def _checked(name: str, count: int, size: int) -> int:
   if int(count) != count or not 0 <= count <= size:
-    raise ValueError(f'group {name!r} cannot keep {count} channels: expected an integer in '
-                     f'[0, {size}]')
+    raise ValueError(
+      f'group {name!r} cannot keep {count} channels: expected an integer in [0, {size}]'
+    )
   return int(count)

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from dtp_jax.graph.dims import Atom, decode
 from dtp_jax.graph.groups import Graph, Path, key_name
 from dtp_jax.graph.replay import replay
-from dtp_jax.graph.trace import Call, analyze, is_array
+from dtp_jax.graph.trace import Call, Traced, analyze, is_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,18 +160,30 @@ class _Apply:
     full = Call(call.treedef, tuple(next(given) if traced else leaf for leaf, traced in
                                     zip(call.leaves, call.is_array, strict=True)), call.is_array)
     traced = analyze(self.graph.fn, full, leaves)
-    kept: dict[Atom, np.ndarray] = {}
+    kept = self._kept_atoms(traced)
+
+    @jax.jit
+    def run(*arrays: Any) -> list[Any]:
+      return replay(traced.scope, kept, arrays)
+    return run, traced.out_tree
+
+  def _kept_atoms(self, traced: Traced) -> dict[Atom, np.ndarray]:
+    """What each atom of a new trace keeps, from what each array has kept."""
+    leaves, kept = self.graph.leaves, {}
     for _ in range(2):  # the second pass checks axes that were read before an atom was decided
       for leaf, dims in zip(leaves, traced.leaf_dims, strict=True):
         for d, dim in enumerate(dims):
           keep = self.slim.get(leaf.path, {}).get(d, np.arange(leaf.shape[d]))
           problem = decode(dim, keep, kept)
           if problem:
-            raise ValueError(
-                f'{"/".join(leaf.path)}:{d} {problem}. The function couples channels here in a '
-                'way it did not when the graph was traced; trace it with these arguments')
+            raise ValueError(f'{"/".join(leaf.path)}:{d} {problem}. {_ADVICE}')
+    masked = {(s.path, s.axis) for group in self.graph.groups.values() for s in group.consumers}
+    for atom in kept:
+      for i, d in traced.masked.get(atom, ()):
+        if (leaves[i].path, d) not in masked:
+          raise ValueError(f'{"/".join(leaves[i].path)}:{d} reads a pruned group. {_ADVICE}')
+    return kept
 
-    @jax.jit
-    def run(*arrays: Any) -> list[Any]:
-      return replay(traced.scope, kept, arrays)
-    return run, traced.out_tree
+
+_ADVICE = ('The function couples channels here in a way it did not when the graph was traced; '
+           'trace it with these arguments')

@@ -113,7 +113,9 @@ def trace(fn: Callable, variables: Any, *inputs: Any, **static: Any) -> Graph:
   if not leaves:
     raise ValueError('trace got variables without arrays: expected fn(variables, *inputs), with '
                      'the parameters in the first argument')
-  return _graph(fn, leaves, analyze(fn, call, leaves))
+  traced = analyze(fn, call, leaves)
+  _settle_rest(traced)
+  return _graph(fn, leaves, traced)
 
 
 def is_array(leaf: Any) -> bool:
@@ -149,7 +151,6 @@ def analyze(fn: Callable, call: Call, leaves: Sequence[Leaf]) -> Traced:
   masked: dict[Atom, set[Axis]] = {}
   for contraction in flow.contractions:
     _settle_contraction(contraction, leaf_dims, masked)
-  _settle_rest(flow, leaf_dims, masked)
   return Traced(scope, leaf_dims, out_tree, masked, flow)
 
 
@@ -189,19 +190,18 @@ def _settle_contraction(contraction: Contraction, leaf_dims: Sequence[tuple[Dim,
       freeze(atom, contraction.reason)
 
 
-def _settle_rest(flow: Flow, leaf_dims: Sequence[tuple[Dim, ...]],
-                 masked: dict[Atom, set[Axis]]) -> None:
+def _settle_rest(traced: Traced) -> None:
   """A group is something that a parameter makes or carries, and a weight reads."""
-  produced = {axis for zeroed, _ in flow.productions for axis in zeroed}
+  produced = {axis for zeroed, _ in traced.flow.productions for axis in zeroed}
   lies: dict[Atom, set[Axis]] = {}
-  for i, dims in enumerate(leaf_dims):
+  for i, dims in enumerate(traced.leaf_dims):
     for d, dim in enumerate(dims):
       for atom in atoms(dim):
         lies.setdefault(atom, set()).add((i, d))
   for atom, axes in lies.items():
-    if atom not in masked:
+    if atom not in traced.masked:
       freeze(atom, 'no weight reads it')
-    elif axes <= masked[atom] - produced:
+    elif axes <= traced.masked[atom] - produced:
       freeze(atom, 'no parameter makes it')
 
 

@@ -1,0 +1,117 @@
+"""cost: exact polynomials of kept channels, on the host and on soft masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtp_jax.cost import Polynomial, add, counts_of
+from dtp_jax.graph import shrink, trace
+from tests.graph.agreement import one_left, random_masks
+from tests.graph.models import CASES
+from tests.graph.resnet import ResNet, resnet18, resnet20
+
+
+def example():
+  """3 + 2 ab + 5 a^2 with 4 channels in a and 6 in b."""
+  a, b = Polynomial.count('a', 4), Polynomial.count('b', 6)
+  two, five = Polynomial.constant(2), Polynomial.constant(5)
+  return add([Polynomial.constant(3), two * a * b, five * a * a])
+
+
+def test_a_polynomial_by_hand():
+  cost = example()
+  assert cost.total == 3 + 2 * 24 + 5 * 16
+  assert cost.at({'a': 2}) == 3 + 2 * 12 + 5 * 4
+  assert cost.at({'a': 2, 'b': 1, 'elsewhere': 9}) == 3 + 4 + 20
+  assert cost.without('a') == 128
+  assert (cost.degree, cost.groups) == (2, ('a', 'b'))
+  assert Polynomial.constant(7).degree == 0
+  for count in (5, -1, 1.5):
+    with pytest.raises(ValueError, match=r"'a' cannot keep .* \[0, 4\]"):
+      cost.at({'a': count})
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=10, max_size=10))
+def test_soft_cost_is_the_polynomial_of_the_sums(entries):
+  cost = example()
+  masks = {'a': jnp.asarray(entries[:4]), 'b': jnp.asarray(entries[4:])}
+  a, b = sum(entries[:4]), sum(entries[4:])
+  np.testing.assert_allclose(cost.soft(masks), 3 + 2 * a * b + 5 * a * a, rtol=1e-5)
+  np.testing.assert_allclose(cost.fraction(masks), cost.soft(masks) / cost.total, rtol=1e-5)
+  slope = jax.grad(lambda masks: cost.soft(masks))(masks)
+  np.testing.assert_allclose(slope['a'], np.full(4, 2 * b + 10 * a), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(slope['b'], np.full(6, 2 * a), rtol=1e-4, atol=1e-5)
+
+
+def test_soft_cost_of_absent_and_odd_masks():
+  cost = example()
+  assert cost.fraction({}) == 1
+  assert cost.fraction({'elsewhere': jnp.zeros(3)}) == 1
+  np.testing.assert_allclose(cost.soft({'b': jnp.zeros(6)}), 83, rtol=1e-6)
+  with pytest.raises(ValueError, match=r"'a' has shape \(5,\); expected \(4,\)"):
+    cost.soft({'a': jnp.ones(5)})
+  assert np.isfinite(jax.grad(lambda m: cost.soft({'a': m}))(jnp.zeros(4))).all()
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_cost_of_a_mask_is_the_cost_of_the_slim_model(name):
+  case = CASES[name]()
+  graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
+  for hard in (random_masks(graph, 0), one_left(graph)):
+    slim = shrink(graph, jax.eval_shape(lambda: case.variables) if name != 'equinox' else
+                  case.variables, hard)
+    again = trace(slim.apply, slim.variables, *case.inputs, **case.eval)
+    counts = counts_of(hard)
+    assert counts == {name: len(kept) for name, kept in slim.kept.items()}
+    assert graph.macs.at(counts) == again.macs.total
+    assert graph.params.at(counts) == again.params.total == parameters(slim.variables)
+    masks = {name: jnp.asarray(mask, jnp.float32) for name, mask in hard.items()}
+    np.testing.assert_allclose(graph.macs.soft(masks), again.macs.total, rtol=1e-5)
+    np.testing.assert_allclose(graph.params.soft(masks), again.params.total, rtol=1e-5)
+
+
+def parameters(variables):
+  """Counted without the graph: the sizes of the arrays."""
+  if isinstance(variables, dict) and 'params' in variables:
+    variables = variables['params']
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables)
+             if hasattr(leaf, 'shape'))
+
+
+def traced(module, size, batch=2):
+  x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+  variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+  return trace(module.apply, variables, x, train=False), variables
+
+
+def test_resnet20_by_hand():
+  graph, _ = traced(resnet20(), 32)
+  assert graph.macs.total == 40_813_184
+  assert traced(resnet20(), 32, batch=1)[0].macs.total == 40_813_184
+
+
+def test_resnet18_dense_and_halved():
+  graph, variables = traced(resnet18(), 224)
+  assert graph.params.total == 11_689_512
+  assert graph.macs.total == 1_814_073_344
+  halved = {name: group.size // 2 for name, group in graph.groups.items()}
+  assert round(graph.params.at(halved) / 1e6, 2) == 3.06
+  assert graph.macs.at(halved) == 483_149_824
+  # The published 1.82 G and 0.487 G also count batch norm (2 per element), ReLU, the inputs of the
+  # poolings, and the bias of the classifier.
+  norms, relus, pools, bias = 2_483_712, 2_308_096, 802_816 + 25_088, 1000
+  assert round((graph.macs.total + 2 * norms + relus + pools + bias) / 1e9, 2) == 1.82
+  extra = (2 * norms + relus + pools) // 2 + bias
+  assert round((graph.macs.at(halved) + extra) / 1e9, 3) == 0.487
+  hard = {name: np.arange(2 * n) % 2 == 0 for name, n in halved.items()}
+  slim = shrink(graph, variables, hard)
+  assert parameters(slim.variables) == graph.params.at(halved)
+
+
+def test_resnet50_counts():
+  graph, _ = traced(ResNet((3, 4, 6, 3), (64, 128, 256, 512), 1000, bottleneck=True), 224)
+  assert graph.params.total == 25_557_032
+  assert graph.macs.total == 4_089_184_256
