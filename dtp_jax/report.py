@@ -10,7 +10,7 @@ from dtp_jax.train.folder import read_config, read_json
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.stages import Stages
 
-__all__ = ['load_summaries', 'table', 'write_report']
+__all__ = ['label', 'load_summaries', 'table', 'write_report']
 
 _LABELS = {
   'transportation': 'DTP (transportation)',
@@ -46,7 +46,7 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
   for s in sorted(summaries, key=lambda s: s['method'] != 'dense'):
     share = s['achieved'] / s['prunable']
     rows.append(
-      f'| {_label(s["method"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
+      f'| {label(s["method"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
       f'{s["achieved"]:,} of {s["prunable"]:,} ({100 * share:.2f} %) | {s["seconds"]:.0f} |'
     )
   return '\n'.join(rows)
@@ -74,7 +74,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   gap = 'none' if main['gap'] is None else f'{100 * main["gap"]:+.1f} points'
   stages = ', '.join(f'{name} {main["stages"][name]}' for name in Stages._fields)
   lines = [
-    f'# {config.model.name} on {config.data.name}: {_label(config.method)}',
+    f'# {config.model.name} on {config.data.name}: {label(config.method)}',
     '',
     table(summaries),
     '',
@@ -164,8 +164,8 @@ def _draw_kept(workdir, summaries):
     places = [y + (i - (len(rows) - 1) / 2) * height for y in range(len(names))]
     values = [100 * row['kept_per_array'][name] for name in names]
     color = (_INK, _SECOND, '#7a9e7e', '#8c6bb1', '#999999')[i % 5]
-    bars = axes.barh(places, values, height=height, color=color, label=_label(row['method']))
-    axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=7)
+    bars = axes.barh(places, values, height=height, color=color, label=label(row['method']))
+    axes.barlabel(bars, fmt='%.1f', padding=2, fontsize=7)
   axes.set_yticks(range(len(names)), names)
   axes.invert_yaxis()
   axes.set(xlabel='kept, % of the layer')
@@ -198,7 +198,8 @@ def _axes(figsize):
   return figure, axes
 
 
-def _label(method):
+def label(method: str) -> str:
+  """The name of a method in tables."""
   return _LABELS.get(method, method)
 
 

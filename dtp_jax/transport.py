@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -260,11 +261,9 @@ def hard_topk(scores: ArrayLike, k: ArrayLike) -> Array:
     ValueError: scores empty or not float, k not an integer or outside [0, n].
   """
   scores = _checked_scores(scores)
-  k = k if isinstance(k, jax.core.Tracer) else np.asarray(k)
-  if not np.issubdtype(k.dtype, np.integer):
-    raise ValueError(
-      f'k is {k} of dtype {k.dtype}; expected an integer number of elements to keep.'
-    )
+  dtype = jnp.result_type(k)
+  if not jnp.issubdtype(dtype, jnp.integer):
+    raise ValueError(f'k is {k} of dtype {dtype}; expected an integer number of elements to keep.')
   _check_range('k', k, 0, scores.shape[-1])
   return _hard_topk(scores, _per_problem('k', k, scores, jnp.int32))
 
@@ -346,7 +345,9 @@ def _dual(z, rho, a):
   hi = target - jnp.min(z, axis=-1, keepdims=True)
   guess = target - jnp.sum(a * z, axis=-1, keepdims=True)
   iterations = 4 * jnp.finfo(z.dtype).nmant // 2 + 16  # enough for bisection alone
-  return _root(gap, guess, lo, hi, residual=4 * jnp.finfo(z.dtype).eps, iterations=iterations)
+  return _root(
+    gap, guess, lo, hi, residual=float(4 * jnp.finfo(z.dtype).eps), iterations=iterations
+  )
 
 
 @_dual.defjvp
