@@ -118,6 +118,8 @@ class Flow:
 
   def _apply(self, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
     name = eqn.primitive.name
+    if any(is_zero(n) for v in (*eqn.invars, *eqn.outvars) for n in getattr(v.aval, 'shape', ())):
+      return self.opaque(eqn, ins), None  # sizes divide each other below
     entered = CALLS[name](self, eqn, ins) if name in CALLS else None
     if entered is not None:
       return entered
@@ -198,6 +200,11 @@ def live(jaxpr: Any) -> list[int]:
 def is_one(size: Size) -> bool:
   """Whether a size is the number 1 (a symbolic size never is)."""
   return isinstance(size, int) and size == 1
+
+
+def is_zero(size: Size) -> bool:
+  """Whether a size is the number 0."""
+  return isinstance(size, int) and size == 0
 
 
 def fixed(size: Size, reason: str, hidden: bool = False) -> Dim:

@@ -51,11 +51,24 @@ def bitcast(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
 
 @rule('mul', 'div')
 def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """Zero where a factor is; a quotient, where its numerator is."""
+  """Zero where a factor is, or a numerator; but 0 times 1 / 0 is not zero.
+
+  A factor computed from weights may have divided by a norm that masking makes zero. It is trusted
+  where it does not vary along the axis, where it is zero itself, or where it is an activation.
+  """
   out = _elementwise(eqn, ins)
-  factors = [v for v in (ins[:1] if eqn.primitive.name == 'div' else ins) if v.dims]
-  return [out._replace(zeroed=tuple(
-      frozenset().union(*(v.zeroed[d] for v in factors)) for d in range(len(out.dims))))]
+  divides = eqn.primitive.name == 'div'
+
+  def promise(value: Value, other: Value, axis: int) -> frozenset:
+    if len(value.dims) != len(out.dims):
+      return NONE
+    varies = len(other.dims) == len(out.dims) and other.dims[axis] is not UNIT
+    finite = not divides and (bool(other.zeroed[axis]) or not other.fixed) if varies else True
+    return value.zeroed[axis] if finite else NONE
+  zeroed = [promise(ins[0], ins[1], d) for d in range(len(out.dims))]
+  if not divides:
+    zeroed = [z | promise(ins[1], ins[0], d) for d, z in enumerate(zeroed)]
+  return [out._replace(zeroed=tuple(zeroed))]
 
 
 @rule('add', 'sub')

@@ -23,7 +23,7 @@ class Slim:
 
   Attributes:
     variables: the traced variables without the dead channels, parameters and state alike.
-    kept: {group: increasing indices of the channels kept}.
+    kept: {group: increasing indices of the channels kept}, for every group.
     apply: the traced function for these variables: same signature, same results. Differentiable,
       jit-able, at any batch size and with any keyword arguments. What it runs is the original
       function, traced anew for every new combination of shapes and static arguments (compiled and
@@ -54,14 +54,16 @@ def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int 
   """
   if not graph.groups:
     raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
-  kept = {name: _kept(graph, name, mask, min_keep) for name, mask in hard.items()}
+  for name, mask in hard.items():
+    graph.check_mask(name, np.shape(mask))
+  kept = {name: _kept(name, hard.get(name, np.ones(size)), min_keep)
+          for name, size in graph.sizes.items()}
   slim = _leaf_positions(graph, kept)
   return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim))
 
 
-def _kept(graph: Graph, name: str, mask: Any, min_keep: int) -> np.ndarray:
+def _kept(name: str, mask: Any, min_keep: int) -> np.ndarray:
   mask = np.asarray(mask)
-  graph.check_mask(name, mask.shape)
   if not np.all((mask == 0) | (mask == 1)):
     soft = mask[(mask != 0) & (mask != 1)][0]
     raise ValueError(f'the mask of group {name!r} has the entry {soft}; expected 0 and 1 only: '

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,7 +125,7 @@ def is_array(leaf: Any) -> bool:
 
 def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   """The array leaves of the variables with their paths, in tree order."""
-  named_params = isinstance(variables, dict) and 'params' in variables
+  named_params = isinstance(variables, Mapping) and 'params' in variables
   leaves = []
   for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
     if is_array(leaf):
@@ -171,7 +171,8 @@ def _settle_output(path: tuple[str, ...], value: Value, state: dict) -> None:
   """An output is frozen, unless it is the new state of a variable: then it has that one's dims."""
   for skip in range(len(path)):
     dims = state.get(path[skip:])
-    if dims is not None and [d.size for d in dims] == [d.size for d in value.dims]:
+    named = not all(key.isdigit() for key in path[skip:])  # positions alone name no variable
+    if named and dims is not None and [d.size for d in dims] == [d.size for d in value.dims]:
       for a, b in zip(value.dims, dims, strict=True):
         unify(a, b, 'a new state whose dims do not line up with the old')
       return

@@ -1,7 +1,10 @@
 """shrink: the slim network is the masked network, for every model and mask."""
 
+import time
+
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from tests.graph.agreement import (
   random_masks,
 )
 from tests.graph.models import CASES, SMALL, Residual, images, linen, randomized
+from tests.graph.resnet import ResNet
 
 
 @pytest.fixture(scope='module')
@@ -196,3 +200,30 @@ def test_half_precision_weights_run_in_half_precision():
   out = slim.apply(half, images(*SMALL).astype(jnp.bfloat16), train=False)
   full = slim.apply(slim.variables, *case.inputs, train=False)
   np.testing.assert_allclose(np.asarray(out, np.float32), full, atol=0.2)
+
+
+def test_resnet50_is_traced_and_shrunk_in_seconds():
+  module = ResNet((3, 4, 6, 3), (64, 128, 256, 512), 1000, bottleneck=True)
+  x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  structs = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+  variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), structs)
+  start = time.perf_counter()
+  graph = trace(module.apply, variables, x, train=False)
+  hard = {name: np.arange(group.size) % 2 == 0 for name, group in graph.groups.items()}
+  slim = shrink(graph, variables, hard)
+  assert jax.eval_shape(lambda v, x: slim.apply(v, x, train=False), slim.variables, x).shape == (
+      1, 1000)
+  assert time.perf_counter() - start < 15
+
+
+@pytest.mark.parametrize('name', ['vgg', 'vit'])
+def test_slim_exports_with_a_symbolic_batch(traced, name):
+  case, graph = traced(name)
+  slim = shrink(graph, case.variables, random_masks(graph, 7))
+  (batch,) = jax.export.symbolic_shape('batch')
+  x = jax.ShapeDtypeStruct((batch, *SMALL[1:]), jnp.float32)
+  exported = jax.export.export(jax.jit(lambda v, x: slim.apply(v, x, train=False)))(
+      jax.eval_shape(lambda: slim.variables), x)
+  x = images(5, *SMALL[1:])
+  np.testing.assert_allclose(exported.call(slim.variables, x),
+                             slim.apply(slim.variables, x, train=False), rtol=1e-5, atol=1e-5)

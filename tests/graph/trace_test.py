@@ -283,3 +283,43 @@ def test_two_kernels_of_one_module_are_told_apart():
   module, x = NamedTwice(), images(2, 3)
   graph = trace(module.apply, jax.eval_shape(module.init, jax.random.key(0), x), x)
   assert list(graph.groups) == ['a', 'b']
+
+
+def test_a_weight_divided_by_its_own_norm():
+  """Along the in-axis it can be masked; per in-channel, 0 / 0 would follow: frozen."""
+  def normed(axis):
+    def fn(w, x):
+      b = w['b'] / jnp.sqrt(jnp.square(w['b']).sum(axis, keepdims=True))
+      return jnp.tanh(x @ w['a']) @ b
+    return fn
+  params, x = weights(a=(3, 6), b=(6, 2)), images(2, 3)
+  graph = trace(normed(0), params, x)
+  assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
+  assert not trace(normed(1), params, x).groups
+
+
+def test_positions_in_a_tuple_are_no_state():
+  """A result is not the new value of params[0] for being the first result and of its shape."""
+  params = [randomized(jax.ShapeDtypeStruct((3, 6), jnp.float32))]
+  graph = trace(lambda w, x: (jnp.tanh(x @ w[0]), x), params, images(3, 3))
+  assert not graph.groups
+  assert frozen_reasons(graph)['0:1'] == 'an output'
+
+
+def test_macs_are_those_of_one_example():
+  case = CASES['equinox']()
+  (x,) = case.inputs
+  batched = trace(case.fn, case.variables, x)
+  assert trace(case.fn, case.variables, x[:1]).macs.total == batched.macs.total
+  alone = trace(lambda model, x: model(x), case.variables, x[0])  # channels first: no batch at all
+  assert alone.macs.total == batched.macs.total == 2 * 2 * 27 * 6 + 6 * 5 + 5 * 3
+
+
+def test_empty_arrays_and_debug_prints_are_no_obstacle():
+  def fn(w, x):
+    h = jnp.tanh(x @ w['a'])
+    jax.debug.callback(lambda v: None, h.sum(0)[:1] * 0 + jnp.zeros((0, 1)).sum(0))
+    return jnp.concatenate([h, jnp.zeros((0, 6))]) @ w['b']
+  graph = trace(fn, weights(a=(3, 6), b=(6, 2)), images(2, 3))
+  assert not graph.groups
+  assert 'concatenate' in frozen_reasons(graph)['a:1']
