@@ -61,8 +61,9 @@ def test_cost_of_a_mask_is_the_cost_of_the_slim_model(name):
   case = CASES[name]()
   graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
   for hard in (random_masks(graph, 0), one_left(graph)):
-    slim = shrink(graph, jax.eval_shape(lambda: case.variables) if name != 'equinox' else
-                  case.variables, hard)
+    slim = shrink(
+      graph, jax.eval_shape(lambda: case.variables) if name != 'equinox' else case.variables, hard
+    )
     again = trace(slim.apply, slim.variables, *case.inputs, **case.eval)
     counts = counts_of(hard)
     assert counts == {name: len(kept) for name, kept in slim.kept.items()}
@@ -77,8 +78,9 @@ def parameters(variables):
   """Counted without the graph: the sizes of the arrays."""
   if isinstance(variables, dict) and 'params' in variables:
     variables = variables['params']
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables)
-             if hasattr(leaf, 'shape'))
+  return sum(
+    int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables) if hasattr(leaf, 'shape')
+  )
 
 
 def traced(module, size, batch=2):

@@ -78,17 +78,21 @@ CALLS: dict[str, CallRule] = {}
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
   """Registers the rule of the named primitives. A rule that returns None does not know."""
+
   def register(fn: Rule) -> Rule:
     RULES.update(dict.fromkeys(names, fn))
     return fn
+
   return register
 
 
 def call_rule(*names: str) -> Callable[[CallRule], CallRule]:
   """Registers a rule that enters jaxprs; it returns the results and the scopes entered."""
+
   def register(fn: CallRule) -> CallRule:
     CALLS.update(dict.fromkeys(names, fn))
     return fn
+
   return register
 
 
@@ -153,16 +157,19 @@ class Flow:
     for inner in jex.jaxprs_in_params(eqn.params):
       flow = Flow()
       inner = opened(inner)[0]
-      flow.walk(inner, [plain([fixed(s, 'opaque') for s in getattr(v.aval, 'shape', ())])
-                        for v in inner.invars])
+      flow.walk(
+        inner,
+        [plain([fixed(s, 'opaque') for s in getattr(v.aval, 'shape', ())]) for v in inner.invars],
+      )
       for op in flow.operations:
         macs = int(eqn.params.get('length', 1)) * op.times
         for dim in op.dims:
           macs *= dim.size
         batch = batches[0] if batches and macs % batches[0].size == 0 else None
         dims = () if batch is None else (batch,)
-        self.operations.append(Operation(
-            None, eqn.primitive.name, dims, (), macs // batch.size if batch else macs))
+        self.operations.append(
+          Operation(None, eqn.primitive.name, dims, (), macs // batch.size if batch else macs)
+        )
 
   def contract(self, dim: Dim, eqn: Any, operands: Sequence[tuple[Value, int]]) -> None:
     """Notes a sum over `dim`, the given axis of each operand."""
@@ -176,8 +183,11 @@ class Flow:
     """Notes an operator with MACs, its dims and those of them it sums over."""
     if not self.in_derivative:  # derivative rules are not part of the network
       leaf = min((axis[0] for z in weight.zeroed for axis in z), default=None)
-      self.operations.append(Operation(
-          leaf if weight.fixed else None, eqn.primitive.name, (*dims, *summed), tuple(summed)))
+      self.operations.append(
+        Operation(
+          leaf if weight.fixed else None, eqn.primitive.name, (*dims, *summed), tuple(summed)
+        )
+      )
 
 
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

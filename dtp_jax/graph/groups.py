@@ -156,8 +156,12 @@ class Graph:
       leaves[place[s.path[skip:]]] = leaf * along(mask, s.index).astype(leaf.dtype).reshape(shape)
     return jax.tree.unflatten(treedef, leaves)
 
-  def channel_sums(self, tree: Any, fn: Callable[[jax.Array], jax.Array] = jnp.abs,
-                   roles: Iterable[Role] = ('producer',)) -> dict[str, jax.Array]:
+  def channel_sums(
+    self,
+    tree: Any,
+    fn: Callable[[jax.Array], jax.Array] = jnp.abs,
+    roles: Iterable[Role] = ('producer',),
+  ) -> dict[str, jax.Array]:
     """Sums `fn` of all entries of each channel: L1 norms for `jnp.abs` over the producers.
 
     Args:
@@ -190,8 +194,10 @@ class Graph:
       hint = f'; did you mean {close[0]!r}?' if close else f'; the groups are {list(self.groups)}'
       raise ValueError(f'{name!r} is not a prunable group of this graph{hint}')
     if tuple(shape) != (self.groups[name].size,):
-      raise ValueError(f'the mask of group {name!r} has shape {tuple(shape)}; expected '
-                       f'({self.groups[name].size},), one entry per channel')
+      raise ValueError(
+        f'the mask of group {name!r} has shape {tuple(shape)}; expected '
+        f'({self.groups[name].size},), one entry per channel'
+      )
 
   def _prefix(self, wanted: set[Path], place: Mapping[Path, int]) -> int:
     """How many leading keys of the traced paths the given tree leaves out: 0 or 1."""
@@ -199,11 +205,14 @@ class Graph:
       if all(path[skip:] in place for path in wanted):
         return skip
     missing = sorted('/'.join(path) for path in wanted if path not in place)
-    raise ValueError(f'the tree has no {missing[0]!r}: expected the traced variables or the entry '
-                     'of them that holds the parameters')
+    raise ValueError(
+      f'the tree has no {missing[0]!r}: expected the traced variables or the entry '
+      'of them that holds the parameters'
+    )
 
   def __str__(self) -> str:
     from dtp_jax.graph.report import report
+
     return report(self)
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from dtp_jax.graph.dims import Dim, Kept, positions, pruned
+from dtp_jax.graph.dims import Dim
 from dtp_jax.graph.flow import Scope, Value
+from dtp_jax.graph.kept import Kept, positions, pruned
 from dtp_jax.graph.rules_call import Custom, is_float
 
 
@@ -43,8 +44,11 @@ def take(array: Any, dims: Sequence[Dim], kept: Kept) -> Any:
   for axis, dim in enumerate(dims):
     if pruned(dim, kept):
       index = positions(dim, kept)
-      array = (np.take(array, index, axis) if isinstance(array, np.ndarray) else
-               jnp.take(array, index, axis))
+      array = (
+        np.take(array, index, axis)
+        if isinstance(array, np.ndarray)
+        else jnp.take(array, index, axis)
+      )
   return array
 
 
@@ -59,11 +63,14 @@ def _run(eqn: Any, scope: Scope, inner: Any, kept: Kept, args: list[Any]) -> lis
   if isinstance(inner, Custom):
     return _run_custom(inner, eqn, kept, args)
   if isinstance(inner, Scope):
+
     def body(*args: Any) -> list[Any]:
       return replay(inner, kept, args)
+
     if 'prevent_cse' in eqn.params:  # remat stays remat
-      body = jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'],
-                            policy=eqn.params['policy'])
+      body = jax.checkpoint(
+        body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy']
+      )
     return body(*args)
   ins = [scope.value(var) for var in eqn.invars]
   outs = [scope.values[var] for var in eqn.outvars]
@@ -79,31 +86,42 @@ def _run(eqn: Any, scope: Scope, inner: Any, kept: Kept, args: list[Any]) -> lis
 
 def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[Any]:
   """A function with its own derivative, which it keeps."""
+
   def body(*args: Any) -> list[Any]:
     return replay(inner.body, kept, args)
+
   if inner.derivative is None:
     return body(*args)
   derivative = inner.derivative
-  run = (_with_jvp if eqn.primitive.name == 'custom_jvp_call' else _with_vjp)
-  return run(body, lambda *args: replay(derivative, kept, args), inner.floats,
-             [is_float(var) for var in eqn.outvars])(*args)
+  run = _with_jvp if eqn.primitive.name == 'custom_jvp_call' else _with_vjp
+  return run(
+    body,
+    lambda *args: replay(derivative, kept, args),
+    inner.floats,
+    [is_float(var) for var in eqn.outvars],
+  )(*args)
 
 
-def _with_jvp(body: Callable, derivative: Callable, floats: tuple[int, ...],
-              float_outs: list[bool]) -> Callable:
+def _with_jvp(
+  body: Callable, derivative: Callable, floats: tuple[int, ...], float_outs: list[bool]
+) -> Callable:
   fn = jax.custom_jvp(body)
 
   @fn.defjvp
   def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list, list]:
     outs = body(*primals)
-    results = iter(derivative(*primals, *(tangents[i] for i in floats))[sum(float_outs):])
-    return outs, [next(results) if is_out else _no_tangent(out)
-                  for out, is_out in zip(outs, float_outs, strict=True)]
+    results = iter(derivative(*primals, *(tangents[i] for i in floats))[sum(float_outs) :])
+    return outs, [
+      next(results) if is_out else _no_tangent(out)
+      for out, is_out in zip(outs, float_outs, strict=True)
+    ]
+
   return fn
 
 
-def _with_vjp(body: Callable, derivative: Callable, floats: tuple[int, ...],
-              float_outs: list[bool]) -> Callable:
+def _with_vjp(
+  body: Callable, derivative: Callable, floats: tuple[int, ...], float_outs: list[bool]
+) -> Callable:
   fn = jax.custom_vjp(body)
 
   def forward(*args: Any) -> tuple[list, tuple]:
@@ -113,6 +131,7 @@ def _with_vjp(body: Callable, derivative: Callable, floats: tuple[int, ...],
     given = [c for c, is_out in zip(cotangents, float_outs, strict=True) if is_out]
     results = dict(zip(floats, derivative(*args, *given), strict=True))
     return tuple(results[i] if i in results else _no_tangent(arg) for i, arg in enumerate(args))
+
   fn.defvjp(forward, backward)
   return fn
 
@@ -124,6 +143,7 @@ def _no_tangent(array: Any) -> np.ndarray:
 
 # Parameters that carry sizes.
 
+
 def _sizes(value: Value, traced: Sequence[Any], kept: Kept) -> tuple[Any, ...]:
   return tuple(size(dim, n, kept) for dim, n in zip(value.dims, traced, strict=True))
 
@@ -131,6 +151,7 @@ def _sizes(value: Value, traced: Sequence[Any], kept: Kept) -> tuple[Any, ...]:
 def _resized(key: str) -> Callable:
   def update(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
     return {key: _sizes(outs[0], eqn.outvars[0].aval.shape, kept)}
+
   return update
 
 
@@ -146,8 +167,11 @@ def _slice(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
 
 def _split(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
   axis = eqn.params['axis']
-  return {'sizes': tuple(size(out.dims[axis], n, kept)
-                         for out, n in zip(outs, eqn.params['sizes'], strict=True))}
+  return {
+    'sizes': tuple(
+      size(out.dims[axis], n, kept) for out, n in zip(outs, eqn.params['sizes'], strict=True)
+    )
+  }
 
 
 def _slice_sizes(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
@@ -162,11 +186,11 @@ def _conv(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
 
 
 RESIZED: dict[str, Callable] = {
-    'broadcast_in_dim': _resized('shape'),
-    'reshape': _resized('new_sizes'),
-    'slice': _slice,
-    'split': _split,
-    'gather': _slice_sizes,
-    'dynamic_slice': _slice_sizes,
-    'conv_general_dilated': _conv,
+  'broadcast_in_dim': _resized('shape'),
+  'reshape': _resized('new_sizes'),
+  'slice': _slice,
+  'split': _split,
+  'gather': _slice_sizes,
+  'dynamic_slice': _slice_sizes,
+  'conv_general_dilated': _conv,
 }

@@ -27,14 +27,18 @@ def report(graph: Graph) -> str:
   for group in graph.frozen:
     lines.append(f'{group.name:{width}}  {group.size:>6,}  {group.reason}')
     lines += _slices(group)
-  lines.append(f'prunable: {_share(graph, "macs")} MACs for one example, '
-               f'{_share(graph, "params")} parameters')
+  lines.append(
+    f'prunable: {_share(graph, "macs")} MACs for one example, {_share(graph, "params")} parameters'
+  )
   return '\n'.join(lines)
 
 
 def _slices(group: Group) -> list[str]:
-  return [f'  {role + "s":9}  {", ".join(map(str, group.role(role)))}'
-          for role in ROLES if group.role(role)]
+  return [
+    f'  {role + "s":9}  {", ".join(map(str, group.role(role)))}'
+    for role in ROLES
+    if group.role(role)
+  ]
 
 
 def _share(graph: Graph, cost: str) -> str:

@@ -8,20 +8,105 @@ from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, unify
 from dtp_jax.graph.flow import NONE, Flow, Value, fixed, is_one, plain, rule, shape_of, unify_all
 
 # Zero wherever their (first) operand is zero.
-ZERO_IN_ZERO_OUT = ('neg', 'convert_element_type', 'copy', 'reduce_precision', 'abs', 'square',
-                    'stop_gradient', 'name', 'sharding_constraint', 'layout_constraint')
+ZERO_IN_ZERO_OUT = (
+  'neg',
+  'convert_element_type',
+  'copy',
+  'reduce_precision',
+  'abs',
+  'square',
+  'stop_gradient',
+  'name',
+  'sharding_constraint',
+  'layout_constraint',
+)
 ELEMENTWISE = (
-    'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh',
-    'bessel_i0e', 'bessel_i1e', 'cbrt', 'ceil', 'clamp', 'clz', 'complex', 'conj',
-    'convert_element_type', 'copy', 'cos', 'cosh', 'digamma', 'eq', 'eq_to', 'erf', 'erf_inv',
-    'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'igamma', 'igamma_grad_a', 'igammac',
-    'imag', 'integer_pow', 'is_finite', 'layout_constraint', 'le', 'le_to', 'lgamma', 'log',
-    'log1p', 'log2', 'logistic', 'lt', 'lt_to', 'max', 'min', 'mulhi', 'name', 'ne', 'neg',
-    'nextafter', 'not', 'one_minus_square', 'or', 'polygamma', 'population_count', 'pow',
-    'real', 'reduce_precision', 'regularized_incomplete_beta', 'rem', 'round', 'rsqrt',
-    'select_n', 'sharding_constraint', 'shift_left', 'shift_right_arithmetic',
-    'shift_right_logical', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan',
-    'tanh', 'xor', 'zeros_like', 'zeta')
+  'abs',
+  'acos',
+  'acosh',
+  'add_any',
+  'and',
+  'asin',
+  'asinh',
+  'atan',
+  'atan2',
+  'atanh',
+  'bessel_i0e',
+  'bessel_i1e',
+  'cbrt',
+  'ceil',
+  'clamp',
+  'clz',
+  'complex',
+  'conj',
+  'convert_element_type',
+  'copy',
+  'cos',
+  'cosh',
+  'digamma',
+  'eq',
+  'eq_to',
+  'erf',
+  'erf_inv',
+  'erfc',
+  'exp',
+  'exp2',
+  'expm1',
+  'floor',
+  'ge',
+  'gt',
+  'igamma',
+  'igamma_grad_a',
+  'igammac',
+  'imag',
+  'integer_pow',
+  'is_finite',
+  'layout_constraint',
+  'le',
+  'le_to',
+  'lgamma',
+  'log',
+  'log1p',
+  'log2',
+  'logistic',
+  'lt',
+  'lt_to',
+  'max',
+  'min',
+  'mulhi',
+  'name',
+  'ne',
+  'neg',
+  'nextafter',
+  'not',
+  'one_minus_square',
+  'or',
+  'polygamma',
+  'population_count',
+  'pow',
+  'real',
+  'reduce_precision',
+  'regularized_incomplete_beta',
+  'rem',
+  'round',
+  'rsqrt',
+  'select_n',
+  'sharding_constraint',
+  'shift_left',
+  'shift_right_arithmetic',
+  'shift_right_logical',
+  'sign',
+  'sin',
+  'sinh',
+  'sqrt',
+  'square',
+  'stop_gradient',
+  'tan',
+  'tanh',
+  'xor',
+  'zeros_like',
+  'zeta',
+)
 
 
 def _elementwise(eqn: Any, ins: list[Value]) -> Value:
@@ -65,6 +150,7 @@ def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     varies = len(other.dims) == len(out.dims) and other.dims[axis] is not UNIT
     finite = not divides and (bool(other.zeroed[axis]) or not other.fixed) if varies else True
     return value.zeroed[axis] if finite else NONE
+
   zeroed = [promise(ins[0], ins[1], d) for d in range(len(out.dims))]
   if not divides:
     zeroed = [z | promise(ins[1], ins[0], d) for d, z in enumerate(zeroed)]
@@ -77,8 +163,9 @@ def add(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   out = _elementwise(eqn, ins)
   if any(len(v.dims) < len(out.dims) for v in ins):
     return [out]
-  return [out._replace(zeroed=tuple(meet([v.zeroed[d] for v in ins])
-                                    for d in range(len(out.dims))))]
+  return [
+    out._replace(zeroed=tuple(meet([v.zeroed[d] for v in ins]) for d in range(len(out.dims))))
+  ]
 
 
 def meet(promises: list[frozenset]) -> frozenset:
@@ -138,8 +225,11 @@ def conv(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
     produced = UNIT if is_one(outs) else Atom(outs)
     unify(lhs.dims[feature], Product((group, kernel.dims[in_axis])), reason)
     unify(kernel.dims[out_axis], Product((group, produced)), reason)
-  flow.contract(kernel.dims[in_axis], eqn,
-                [(kernel, in_axis)] if groups > 1 else [(lhs, feature), (kernel, in_axis)])
+  flow.contract(
+    kernel.dims[in_axis],
+    eqn,
+    [(kernel, in_axis)] if groups > 1 else [(lhs, feature), (kernel, in_axis)],
+  )
   if kernel.zeroed[out_axis] and kernel.fixed:
     flow.productions.append((kernel.zeroed[out_axis], produced))
   dims: list[Dim] = [UNIT] * len(lhs.dims)

@@ -32,8 +32,17 @@ class Custom(NamedTuple):
   floats: tuple[int, ...]
 
 
-@call_rule('jit', 'pjit', 'closed_call', 'core_call', 'composite', 'eval_jaxpr',
-           'remat', 'remat2', 'checkpoint')
+@call_rule(
+  'jit',
+  'pjit',
+  'closed_call',
+  'core_call',
+  'composite',
+  'eval_jaxpr',
+  'remat',
+  'remat2',
+  'checkpoint',
+)
 def call(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any] | None:
   """Enters the body."""
   for key in ('jaxpr', 'call_jaxpr'):
@@ -48,8 +57,10 @@ def custom_jvp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any
   outs, body, floats, float_outs = _body(flow, eqn, ins)
   if flow.in_derivative or not floats or not float_outs:
     return outs, Custom(body, None, floats)
+
   def jvp(args: list, tangents: list) -> Any:
     return jax.jvp(_of_floats(eqn, args, floats), [args[i] for i in floats], tangents)
+
   structs = [_struct(v) for v in eqn.invars]
   jaxpr = jax.make_jaxpr(jvp)(structs, [structs[i] for i in floats])
   scope = _derivative(flow, eqn, jaxpr, [*ins, *(ins[i] for i in floats)], 2 * float_outs)
@@ -62,25 +73,29 @@ def custom_vjp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any
   outs, body, floats, float_outs = _body(flow, eqn, ins)
   if flow.in_derivative or not floats or not float_outs:
     return outs, Custom(body, None, floats)
+
   def vjp(args: list, cotangents: list) -> Any:
     _, pullback = jax.vjp(_of_floats(eqn, args, floats), *[args[i] for i in floats])
     return pullback(cotangents)
-  jaxpr = jax.make_jaxpr(vjp)([_struct(v) for v in eqn.invars],
-                              [_struct(v) for v in eqn.outvars if is_float(v)])
-  scope = _derivative(flow, eqn, jaxpr, [plain(v.dims) for v in (*ins, *float_outs)],
-                      [ins[i] for i in floats])
+
+  jaxpr = jax.make_jaxpr(vjp)(
+    [_struct(v) for v in eqn.invars], [_struct(v) for v in eqn.outvars if is_float(v)]
+  )
+  scope = _derivative(
+    flow, eqn, jaxpr, [plain(v.dims) for v in (*ins, *float_outs)], [ins[i] for i in floats]
+  )
   return outs, Custom(body, scope, floats)
 
 
-def _body(flow: Flow, eqn: Any, ins: list[Value]
-          ) -> tuple[list[Value], Scope, tuple[int, ...], list[Value]]:
+def _body(
+  flow: Flow, eqn: Any, ins: list[Value]
+) -> tuple[list[Value], Scope, tuple[int, ...], list[Value]]:
   outs, body = flow.walk(eqn.params['call_jaxpr'], ins)
   floats = tuple(i for i, v in enumerate(eqn.invars) if is_float(v))
   return outs, body, floats, [o for o, v in zip(outs, eqn.outvars, strict=True) if is_float(v)]
 
 
-def _derivative(flow: Flow, eqn: Any, jaxpr: Any, ins: list[Value], expected: list[Value]
-                ) -> Scope:
+def _derivative(flow: Flow, eqn: Any, jaxpr: Any, ins: list[Value], expected: list[Value]) -> Scope:
   """Walks a derivative; its results must have the dims of what they are the derivative of."""
   flow.in_derivative = True
   results, scope = flow.walk(jaxpr, ins)
@@ -93,12 +108,14 @@ def _derivative(flow: Flow, eqn: Any, jaxpr: Any, ins: list[Value], expected: li
 
 def _of_floats(eqn: Any, args: list, floats: tuple[int, ...]) -> Callable:
   """The equation as a function of its float operands, returning its float results."""
+
   def of_floats(*values: Any) -> list:
     full = list(args)
     for i, value in zip(floats, values, strict=True):
       full[i] = value
     outs = eqn.primitive.bind(*full, **eqn.primitive.get_bind_params(eqn.params))
     return [out for out, var in zip(outs, eqn.outvars, strict=True) if is_float(var)]
+
   return of_floats
 
 

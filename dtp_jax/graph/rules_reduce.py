@@ -23,12 +23,21 @@ def reduce_sum(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     else:
       freeze(value.dims[d], flow.reason(eqn, ' over it'))
   kept = [d for d in range(len(value.dims)) if d not in axes]
-  return [Value(tuple(value.dims[d] for d in kept), tuple(value.zeroed[d] for d in kept),
-                value.fixed)]
+  return [
+    Value(tuple(value.dims[d] for d in kept), tuple(value.zeroed[d] for d in kept), value.fixed)
+  ]
 
 
-@rule('reduce_max', 'reduce_min', 'reduce_prod', 'reduce_and', 'reduce_or', 'reduce_xor',
-      'argmax', 'argmin')
+@rule(
+  'reduce_max',
+  'reduce_min',
+  'reduce_prod',
+  'reduce_and',
+  'reduce_or',
+  'reduce_xor',
+  'argmax',
+  'argmin',
+)
 def reduce(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Reduced axes freeze."""
   value, axes = ins[0], eqn.params['axes']
@@ -40,7 +49,7 @@ def reduce(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 @rule('reduce')
 def reduce_any(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """A reduction by any function: operands, then as many initial values; reduced axes freeze."""
-  operands, axes = ins[:len(ins) // 2], eqn.params['dimensions']
+  operands, axes = ins[: len(ins) // 2], eqn.params['dimensions']
   dims = unified(flow, eqn, operands)
   for d in axes:
     freeze(dims[d], flow.reason(eqn, ' over it'))
@@ -56,8 +65,12 @@ def reduce_window(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
     return None
   dims: list[Dim] = []
   for d, size in enumerate(sizes):
-    untouched = (p['window_dimensions'][d], p['window_strides'][d], p['base_dilation'][d],
-                 tuple(p['padding'][d])) == (1, 1, 1, (0, 0))
+    untouched = (
+      p['window_dimensions'][d],
+      p['window_strides'][d],
+      p['base_dilation'][d],
+      tuple(p['padding'][d]),
+    ) == (1, 1, 1, (0, 0))
     if untouched:
       dims.append(arrays[0].dims[d])
     else:

@@ -96,8 +96,12 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Parts one after the other along one axis; the other axes unify."""
   axis = eqn.params['dimension']
   reason = flow.reason(eqn, ' of dims that do not line up')
-  dims = [Concat(tuple(v.dims[d] for v in ins)) if d == axis else
-          unify_all([v.dims[d] for v in ins], reason) for d in range(len(ins[0].dims))]
+  dims = [
+    Concat(tuple(v.dims[d] for v in ins))
+    if d == axis
+    else unify_all([v.dims[d] for v in ins], reason)
+    for d in range(len(ins[0].dims))
+  ]
   zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
   return [Value(tuple(dims), tuple(zeroed), all(v.fixed for v in ins))]
 
@@ -118,8 +122,7 @@ def unstack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The inverse of stack: the axis freezes."""
   axis = eqn.params['axis']
   freeze(ins[0].dims[axis], flow.reason(eqn, ' takes it apart'))
-  return [_picked(ins[0], [d for d in range(len(ins[0].dims)) if d != axis])
-          for _ in eqn.outvars]
+  return [_picked(ins[0], [d for d in range(len(ins[0].dims)) if d != axis]) for _ in eqn.outvars]
 
 
 @rule('split')
@@ -173,8 +176,10 @@ def pad(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 @rule('tile')
 def tile(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Repeats an axis: a product with the repeats slowest."""
-  dims = [dim if is_one(reps) else Product((fixed(reps, flow.reason(eqn)), dim))
-          for dim, reps in zip(ins[0].dims, eqn.params['reps'], strict=True)]
+  dims = [
+    dim if is_one(reps) else Product((fixed(reps, flow.reason(eqn)), dim))
+    for dim, reps in zip(ins[0].dims, eqn.params['reps'], strict=True)
+  ]
   return [ins[0]._replace(dims=tuple(dims))]
 
 
@@ -191,7 +196,7 @@ def generated(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Elements from nothing: fresh dims. Replay makes all of them and takes those that are kept."""
   sizes = shape_of(eqn.outvars[0])
   keys = [dim for value in ins for dim in value.dims]
-  return [plain([*keys, *(fresh(size) for size in sizes[len(keys):])], True)]
+  return [plain([*keys, *(fresh(size) for size in sizes[len(keys) :])], True)]
 
 
 @rule('dynamic_slice')
@@ -209,8 +214,9 @@ def dynamic_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """A window written at a computed place: axes that are not written whole freeze."""
   value, update = ins[:2]
-  for d, (size, part) in enumerate(zip(shape_of(eqn.invars[0]), shape_of(eqn.invars[1]),
-                                       strict=True)):
+  for d, (size, part) in enumerate(
+    zip(shape_of(eqn.invars[0]), shape_of(eqn.invars[1]), strict=True)
+  ):
     if size == part:
       unify(value.dims[d], update.dims[d], flow.reason(eqn))
     else:
@@ -242,8 +248,9 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
 
 
 def _picked(value: Value, axes: Sequence[int]) -> Value:
-  return Value(tuple(value.dims[d] for d in axes), tuple(value.zeroed[d] for d in axes),
-               value.fixed)
+  return Value(
+    tuple(value.dims[d] for d in axes), tuple(value.zeroed[d] for d in axes), value.fixed
+  )
 
 
 def _with(value: Value, axis: int, dim: Dim) -> Value:

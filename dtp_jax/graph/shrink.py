@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dtp_jax.graph.dims import Atom, decode
+from dtp_jax.graph.assemble import Traced
+from dtp_jax.graph.dims import Atom
 from dtp_jax.graph.groups import Graph, Path, key_name
+from dtp_jax.graph.kept import decode
 from dtp_jax.graph.replay import replay
-from dtp_jax.graph.trace import Call, Traced, analyze, is_array
+from dtp_jax.graph.trace import Call, abstract, analyze, is_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,9 @@ def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int 
     raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
   for name, mask in hard.items():
     graph.check_mask(name, np.shape(mask))
-  kept = {name: _kept(name, hard.get(name, np.ones(size)), min_keep)
-          for name, size in graph.sizes.items()}
+  kept = {
+    name: _kept(name, hard.get(name, np.ones(size)), min_keep) for name, size in graph.sizes.items()
+  }
   slim = _leaf_positions(graph, kept)
   return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim))
 
@@ -66,15 +69,17 @@ def _kept(name: str, mask: Any, min_keep: int) -> np.ndarray:
   mask = np.asarray(mask)
   if not np.all((mask == 0) | (mask == 1)):
     soft = mask[(mask != 0) & (mask != 1)][0]
-    raise ValueError(f'the mask of group {name!r} has the entry {soft}; expected 0 and 1 only: '
-                     'harden it first')
+    raise ValueError(
+      f'the mask of group {name!r} has the entry {soft}; expected 0 and 1 only: harden it first'
+    )
   alive = np.flatnonzero(mask)
   missing = max(0, min(min_keep, len(mask)) - len(alive))
   return np.sort(np.concatenate([alive, np.flatnonzero(mask == 0)[:missing]])).astype(int)
 
 
-def _leaf_positions(graph: Graph, kept: Mapping[str, np.ndarray]
-                    ) -> dict[Path, dict[int, np.ndarray]]:
+def _leaf_positions(
+  graph: Graph, kept: Mapping[str, np.ndarray]
+) -> dict[Path, dict[int, np.ndarray]]:
   """Per array and axis that lose something, the positions that stay."""
   alive: dict[Path, dict[int, np.ndarray]] = {}
   for name, channels in kept.items():
@@ -85,8 +90,10 @@ def _leaf_positions(graph: Graph, kept: Mapping[str, np.ndarray]
       stays = (s.index < 0) | np.isin(s.index, channels)
       axes = alive.setdefault(s.path, {})
       axes[s.axis] = stays & axes.get(s.axis, np.ones_like(stays))
-  return {path: {axis: np.flatnonzero(stays) for axis, stays in axes.items()}
-          for path, axes in alive.items()}
+  return {
+    path: {axis: np.flatnonzero(stays) for axis, stays in axes.items()}
+    for path, axes in alive.items()
+  }
 
 
 def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.ndarray]]) -> Any:
@@ -94,13 +101,15 @@ def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.n
   expected = {leaf.path: leaf.shape for leaf in graph.leaves}
   flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
   paths = [tuple(map(key_name, keys)) for keys, _ in flat]
-  _check_shapes({p: tuple(leaf.shape) for p, (_, leaf) in zip(paths, flat, strict=True)
-                 if is_array(leaf)}, expected)
+  _check_shapes(
+    {p: tuple(leaf.shape) for p, (_, leaf) in zip(paths, flat, strict=True) if is_array(leaf)},
+    expected,
+  )
   leaves = []
   for path, (_, leaf) in zip(paths, flat, strict=True):
     for axis, index in slim.get(path, {}).items():
       if isinstance(leaf, jax.ShapeDtypeStruct):
-        shape = (*leaf.shape[:axis], len(index), *leaf.shape[axis + 1:])
+        shape = (*leaf.shape[:axis], len(index), *leaf.shape[axis + 1 :])
         leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
       else:
         leaf = _taken(leaf, index, axis)
@@ -119,8 +128,10 @@ def _taken(leaf: Any, index: np.ndarray, axis: int) -> Any:
 def _check_shapes(got: Mapping[Path, tuple], expected: Mapping[Path, tuple]) -> None:
   for path in (*expected, *got):
     if got.get(path) != expected.get(path):
-      raise ValueError(f'the variables have {"/".join(path)!r} of shape {got.get(path)}; expected '
-                       f'{expected.get(path)}, as in the variables this graph was made for')
+      raise ValueError(
+        f'the variables have {"/".join(path)!r} of shape {got.get(path)}; expected '
+        f'{expected.get(path)}, as in the variables this graph was made for'
+      )
 
 
 @dataclass(eq=False)
@@ -134,14 +145,18 @@ class _Apply:
   def __call__(self, variables: Any, *inputs: Any, **static: Any) -> Any:
     call = Call.of(variables, inputs, static)
     arrays = call.arrays
-    key = (call.treedef, call.is_array, tuple((a.shape, a.dtype) for a in arrays),
-           tuple(leaf for leaf, traced in zip(call.leaves, call.is_array, strict=True)
-                 if not traced))
+    key = (
+      call.treedef,
+      call.is_array,
+      tuple((a.shape, a.dtype, getattr(a, 'weak_type', False)) for a in arrays),
+      tuple(leaf for leaf, traced in zip(call.leaves, call.is_array, strict=True) if not traced),
+    )
     try:
       planned = key in self.plans
     except TypeError as error:
-      raise TypeError('a static argument of slim.apply is neither an array nor hashable: '
-                      f'{error}') from error
+      raise TypeError(
+        f'a static argument of slim.apply is neither an array nor hashable: {error}'
+      ) from error
     if not planned:
       self.plans[key] = self._plan(call)
     run, out_tree = self.plans[key]
@@ -151,22 +166,33 @@ class _Apply:
     """Traces the original function at its own size and settles what each atom keeps."""
     leaves = self.graph.leaves
     arrays = call.arrays
-    shapes = {leaf.path: tuple(len(self.slim.get(leaf.path, {}).get(d, range(n)))
-                               for d, n in enumerate(leaf.shape)) for leaf in leaves}
-    _check_shapes({leaf.path: tuple(a.shape)
-                   for leaf, a in zip(leaves, arrays, strict=False)}, shapes)
-    structs = [jax.ShapeDtypeStruct(leaf.shape, a.dtype)
-               for leaf, a in zip(leaves, arrays, strict=False)]
-    structs += [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays[len(leaves):]]
+    shapes = {
+      leaf.path: tuple(
+        len(self.slim.get(leaf.path, {}).get(d, range(n))) for d, n in enumerate(leaf.shape)
+      )
+      for leaf in leaves
+    }
+    _check_shapes(
+      {leaf.path: tuple(a.shape) for leaf, a in zip(leaves, arrays, strict=False)}, shapes
+    )
+    structs = [abstract(a, leaf.shape) for leaf, a in zip(leaves, arrays, strict=False)]
+    structs += [abstract(a) for a in arrays[len(leaves) :]]
     given = iter(structs)
-    full = Call(call.treedef, tuple(next(given) if traced else leaf for leaf, traced in
-                                    zip(call.leaves, call.is_array, strict=True)), call.is_array)
+    full = Call(
+      call.treedef,
+      tuple(
+        next(given) if traced else leaf
+        for leaf, traced in zip(call.leaves, call.is_array, strict=True)
+      ),
+      call.is_array,
+    )
     traced = analyze(self.graph.fn, full, leaves)
     kept = self._kept_atoms(traced)
 
     @jax.jit
     def run(*arrays: Any) -> list[Any]:
       return replay(traced.scope, kept, arrays)
+
     return run, traced.out_tree
 
   def _kept_atoms(self, traced: Traced) -> dict[Atom, np.ndarray]:
@@ -187,5 +213,7 @@ class _Apply:
     return kept
 
 
-_ADVICE = ('The function couples channels here in a way it did not when the graph was traced; '
-           'trace it with these arguments')
+_ADVICE = (
+  'The function couples channels here in a way it did not when the graph was traced; '
+  'trace it with these arguments'
+)

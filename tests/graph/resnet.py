@@ -20,6 +20,7 @@ class ResNet(nn.Module):
       x = nn.Conv(features, (kernel, kernel), stride, [(pad, pad)] * 2, use_bias=False)(x)
       x = nn.BatchNorm(use_running_average=not train)(x)
       return nn.relu(x) if relu else x
+
     x = conv(x, self.widths[0], 3) if self.cifar else conv(x, self.widths[0], 7, 2)
     if not self.cifar:
       x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])

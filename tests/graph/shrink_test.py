@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dtp_jax.graph import shrink, trace
+from tests.graph import convnets
 from tests.graph.agreement import (
   all_but_one,
   assert_agreement,
@@ -18,7 +19,7 @@ from tests.graph.agreement import (
   one_left,
   random_masks,
 )
-from tests.graph.models import CASES, SMALL, Residual, images, linen, randomized
+from tests.graph.models import CASES, SMALL, images, linen, randomized
 from tests.graph.resnet import ResNet
 
 
@@ -87,8 +88,9 @@ def test_nothing_to_delete_changes_nothing(traced):
   slim = shrink(graph, case.variables, {})
   assert jax.tree.all(jax.tree.map(lambda a, b: a is b, slim.variables, case.variables))
   expected = jax.jit(lambda v, x: case.fn(v, x, train=False))(case.variables, *case.inputs)
-  np.testing.assert_allclose(slim.apply(slim.variables, *case.inputs, train=False), expected,
-                             rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    slim.apply(slim.variables, *case.inputs, train=False), expected, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_apply_takes_any_batch_and_plans_each_once(traced):
@@ -100,8 +102,9 @@ def test_apply_takes_any_batch_and_plans_each_once(traced):
   for batch in (1, 5, 1):
     x = images(batch, *SMALL[1:])
     expected = jax.jit(lambda v, x: case.fn(v, x, train=False))(variables, x)
-    np.testing.assert_allclose(slim.apply(slim.variables, x, train=False), expected,
-                               rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+      slim.apply(slim.variables, x, train=False), expected, rtol=1e-4, atol=1e-5
+    )
   assert len(slim.apply.plans) == 2
 
 
@@ -125,8 +128,11 @@ def test_apply_is_a_jax_function(traced):
 def test_dropout_draws_the_same_bits_for_the_channels_that_stay(traced):
   case, graph = traced('vgg')
   slim = shrink(graph, case.variables, random_masks(graph, 6))
-  run = jax.jit(lambda v, x, key: slim.apply(v, x, train=True, mutable=['batch_stats'],
-                                             rngs={'dropout': key})[0])
+  run = jax.jit(
+    lambda v, x, key: slim.apply(v, x, train=True, mutable=['batch_stats'], rngs={'dropout': key})[
+      0
+    ]
+  )
   one, two, other = (run(slim.variables, *case.inputs, jax.random.key(k)) for k in (3, 3, 4))
   np.testing.assert_array_equal(one, two)
   assert np.max(np.abs(one - other)) > 1e-3
@@ -135,8 +141,10 @@ def test_dropout_draws_the_same_bits_for_the_channels_that_stay(traced):
 
 def test_a_relu_keeps_its_slope_at_zero():
   """Replay keeps custom derivatives: jax.nn.relu has slope 0 at 0, max(x, 0) has 1/2."""
+
   def fn(w, x):
     return jax.nn.relu(x @ w['a']) @ w['b']
+
   params = {'a': jnp.zeros((3, 4)), 'b': jnp.ones((4, 2))}
   slim = shrink(trace(fn, params, images(2, 3)), params, {'a': np.array([1, 0, 1, 1])})
   slope = jax.grad(lambda v: slim.apply(v, images(2, 3)).sum())(slim.variables)
@@ -146,8 +154,10 @@ def test_a_relu_keeps_its_slope_at_zero():
 def test_remat_stays_remat():
   def fn(w, x):
     return jax.checkpoint(lambda v: jnp.sin(jnp.sin(v @ w['a'])))(x) @ w['b']
-  params = randomized({'a': jax.ShapeDtypeStruct((3, 4), jnp.float32),
-                       'b': jax.ShapeDtypeStruct((4, 2), jnp.float32)})
+
+  params = randomized(
+    {'a': jax.ShapeDtypeStruct((3, 4), jnp.float32), 'b': jax.ShapeDtypeStruct((4, 2), jnp.float32)}
+  )
   slim = shrink(trace(fn, params, images(2, 3)), params, {'a': np.array([1, 0, 1, 1])})
   assert 'remat' in str(jax.make_jaxpr(slim.apply)(slim.variables, images(2, 3)))
 
@@ -193,7 +203,7 @@ def test_errors_name_what_is_wrong(traced):
 
 
 def test_half_precision_weights_run_in_half_precision():
-  case = linen(Residual(), images(*SMALL), set())
+  case = linen(convnets.Residual(), images(*SMALL), set())
   graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
   slim = shrink(graph, case.variables, random_masks(graph, 0))
   half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), slim.variables)
@@ -212,7 +222,9 @@ def test_resnet50_is_traced_and_shrunk_in_seconds():
   hard = {name: np.arange(group.size) % 2 == 0 for name, group in graph.groups.items()}
   slim = shrink(graph, variables, hard)
   assert jax.eval_shape(lambda v, x: slim.apply(v, x, train=False), slim.variables, x).shape == (
-      1, 1000)
+    1,
+    1000,
+  )
   assert time.perf_counter() - start < 15
 
 
@@ -223,7 +235,12 @@ def test_slim_exports_with_a_symbolic_batch(traced, name):
   (batch,) = jax.export.symbolic_shape('batch')
   x = jax.ShapeDtypeStruct((batch, *SMALL[1:]), jnp.float32)
   exported = jax.export.export(jax.jit(lambda v, x: slim.apply(v, x, train=False)))(
-      jax.eval_shape(lambda: slim.variables), x)
+    jax.eval_shape(lambda: slim.variables), x
+  )
   x = images(5, *SMALL[1:])
-  np.testing.assert_allclose(exported.call(slim.variables, x),
-                             slim.apply(slim.variables, x, train=False), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    exported.call(slim.variables, x),
+    slim.apply(slim.variables, x, train=False),
+    rtol=1e-5,
+    atol=1e-5,
+  )

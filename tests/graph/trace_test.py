@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dtp_jax.graph import shrink, trace
+from tests.graph import convnets
 from tests.graph.agreement import assert_agreement, one_left, random_masks
-from tests.graph.models import CASES, SMALL, Residual, images, linen, randomized
+from tests.graph.models import CASES, SMALL, images, linen, randomized
 
 
 def weights(**shapes):
@@ -194,7 +195,7 @@ def test_unread_weights_are_frozen():
 
 
 def test_abstract_variables_and_inputs_trace_alike():
-  case = linen(Residual(), images(*SMALL), set())
+  case = linen(convnets.Residual(), images(*SMALL), set())
   structs = jax.eval_shape(lambda v: v, case.variables)
   graph = trace(case.fn, structs, jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32), train=False)
   same = trace(case.fn, case.variables, *case.inputs, **case.eval)
@@ -220,8 +221,11 @@ def test_report_adds_up():
   )
   (last,) = [g for g in graph.groups.values() if g.name == 'c']
   assert (last.params, last.macs) == (5 * 7 + 7 + 7 * 3, 5 * 7 + 7 * 3)
-  half = trace(lambda w, x: jnp.tanh(x @ w['a']) @ w['b'] + x @ w['c'],
-               weights(a=(3, 6), b=(6, 2), c=(3, 2)), images(2, 3))
+  half = trace(
+    lambda w, x: jnp.tanh(x @ w['a']) @ w['b'] + x @ w['c'],
+    weights(a=(3, 6), b=(6, 2), c=(3, 2)),
+    images(2, 3),
+  )
   assert 'prunable: 83.3 % of 36 MACs for one example, 83.3 % of 36 parameters' in str(half)
 
 
@@ -287,11 +291,14 @@ def test_two_kernels_of_one_module_are_told_apart():
 
 def test_a_weight_divided_by_its_own_norm():
   """Along the in-axis it can be masked; per in-channel, 0 / 0 would follow: frozen."""
+
   def normed(axis):
     def fn(w, x):
       b = w['b'] / jnp.sqrt(jnp.square(w['b']).sum(axis, keepdims=True))
       return jnp.tanh(x @ w['a']) @ b
+
     return fn
+
   params, x = weights(a=(3, 6), b=(6, 2)), images(2, 3)
   graph = trace(normed(0), params, x)
   assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
@@ -320,6 +327,7 @@ def test_empty_arrays_and_debug_prints_are_no_obstacle():
     h = jnp.tanh(x @ w['a'])
     jax.debug.callback(lambda v: None, h.sum(0)[:1] * 0 + jnp.zeros((0, 1)).sum(0))
     return jnp.concatenate([h, jnp.zeros((0, 6))]) @ w['b']
+
   graph = trace(fn, weights(a=(3, 6), b=(6, 2)), images(2, 3))
   assert not graph.groups
   assert 'concatenate' in frozen_reasons(graph)['a:1']

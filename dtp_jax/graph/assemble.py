@@ -1,0 +1,166 @@
+"""From a walked program to its graph: groups with names, roles and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dtp_jax.cost import Polynomial, add
+from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
+from dtp_jax.graph.flow import Axis, Flow, Scope
+from dtp_jax.graph.groups import (
+  ROLES,
+  Graph,
+  Group,
+  Leaf,
+  Operator,
+  Slice,
+  group_names,
+  module_of,
+)
+from dtp_jax.graph.kept import occurrences
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+  """A walked program.
+
+  Attributes:
+    scope: the program and the dims of its intermediates.
+    leaf_dims: dims of the array leaves of the variables.
+    out_tree: structure of the function's result.
+    masked: per atom, the leaf axes whose masking makes its deletion sound.
+    flow: the events of the walk.
+  """
+
+  scope: Scope
+  leaf_dims: tuple[tuple[Dim, ...], ...]
+  out_tree: Any
+  masked: dict[Atom, set[Axis]]
+  flow: Flow
+
+
+def assemble(fn: Callable, leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
+  """Names the groups of a walked program and collects their slices and costs."""
+  _settle_rest(traced)
+  produced = _producers(traced)
+  found: dict[Atom, list[Slice]] = {}
+  for i, d, atom, index in _occurring(traced, produced):
+    role = (
+      'consumer'
+      if (i, d) in traced.masked.get(atom, ())
+      else 'producer'
+      if (i, d) in produced.get(atom, ())
+      else 'carrier'
+    )
+    found.setdefault(atom, []).append(Slice(leaves[i].path, d, role, index))
+  first = {atom: n for n, atom in enumerate(produced)}
+  order = sorted(found, key=lambda atom: first.get(atom, len(first)))
+  for atom in order:
+    found[atom] = _with_biases(found[atom])
+  names = group_names({a: found[a] for a in order if a.reason is None})
+  operators, params = _costs(leaves, traced, names)
+  macs = add(operator.macs for operator in operators)
+  groups = {
+    name: Group(name, atom.size, tuple(found[atom]), None, macs.without(name), params.without(name))
+    for atom, name in names.items()
+  }
+  still = tuple(
+    Group(_label(found[a]), a.size, tuple(found[a]), a.reason)
+    for a in order
+    if a.reason is not None and not a.hidden
+  )
+  return Graph(fn, leaves, groups, still, operators, params)
+
+
+def _occurring(
+  traced: Traced, produced: dict[Atom, dict[Axis, int]]
+) -> list[tuple[int, int, Atom, np.ndarray]]:
+  """Where atoms lie: (leaf, axis, atom, index), those produced first in program order."""
+  places = [
+    (i, d, atom, index)
+    for i, dims in enumerate(traced.leaf_dims)
+    for d, dim in enumerate(dims)
+    for atom, index in occurrences(dim)
+  ]
+  last = len(traced.flow.productions)
+  return sorted(places, key=lambda p: produced.get(p[2], {}).get((p[0], p[1]), last))
+
+
+def _producers(traced: Traced) -> dict[Atom, dict[Axis, int]]:
+  """Per atom, in the order of the program, the leaf axes that are out axes, and their rank."""
+  produced: dict[Atom, dict[Axis, int]] = {}
+  for rank, (zeroed, dim) in enumerate(traced.flow.productions):
+    for atom in atoms(dim):
+      for i, d in sorted(zeroed):
+        if atom in set(atoms(traced.leaf_dims[i][d])):
+          produced.setdefault(atom, {}).setdefault((i, d), rank)
+  return produced
+
+
+def _with_biases(slices: list[Slice]) -> list[Slice]:
+  """Carriers that lie beside a producing kernel, in the same module, produce with it."""
+  modules = {s.path[:-1] for s in slices if s.role == 'producer' and len(s.path) > 1}
+  return [
+    replace(s, role='producer') if s.role == 'carrier' and s.path[:-1] in modules else s
+    for s in slices
+  ]
+
+
+def _label(slices: list[Slice]) -> str:
+  """A frozen dim is called by the first axis that makes it, carries it or reads it."""
+  chosen = min(slices, key=lambda s: ROLES.index(s.role))
+  return f'{"/".join(chosen.path)}:{chosen.axis}'
+
+
+def _costs(
+  leaves: Sequence[Leaf], traced: Traced, names: dict[Atom, str]
+) -> tuple[tuple[Operator, ...], Polynomial]:
+  """MACs per operator, for one example, and the parameters of the network."""
+  # A leading axis that some product sums over is not a batch: MACs are then those of the call.
+  summed = {a for op in traced.flow.operations for dim in op.summed for a in atoms(dim)}
+  per_example = not any(atom.batch for atom in summed)
+  operators = []
+  for op in traced.flow.operations:
+    macs = Polynomial.constant(op.times) * _count(Product(op.dims), names, per_example)
+    name = 'activations' if op.leaf is None else module_of(leaves[op.leaf].path)
+    operators.append(Operator(name, op.primitive, macs))
+  params = add(
+    _count(Product(dims), names)
+    for leaf, dims in zip(leaves, traced.leaf_dims, strict=True)
+    if leaf.is_param
+  )
+  return tuple(operators), params
+
+
+def _count(dim: Dim, names: dict[Atom, str], per_example: bool = False) -> Polynomial:
+  """The size of a dim as a polynomial of kept counts."""
+  dim = resolve(dim)
+  if isinstance(dim, Atom):
+    if dim in names:
+      return Polynomial.count(names[dim], dim.size)
+    return Polynomial.constant(1 if dim.batch and per_example else dim.size)
+  if isinstance(dim, Product):
+    result = Polynomial.constant(1)
+    for factor in dim.factors:
+      result = result * _count(factor, names, per_example)
+    return result
+  return add(_count(part, names, per_example) for part in dim.parts)
+
+
+def _settle_rest(traced: Traced) -> None:
+  """A group is something that a parameter makes or carries, and a weight reads."""
+  produced = {axis for zeroed, _ in traced.flow.productions for axis in zeroed}
+  lies: dict[Atom, set[Axis]] = {}
+  for i, dims in enumerate(traced.leaf_dims):
+    for d, dim in enumerate(dims):
+      for atom in atoms(dim):
+        lies.setdefault(atom, set()).add((i, d))
+  for atom, axes in lies.items():
+    if atom not in traced.masked:
+      freeze(atom, 'no weight reads it')
+    elif axes <= traced.masked[atom] - produced:
+      freeze(atom, 'no parameter makes it')
