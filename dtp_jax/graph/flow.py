@@ -20,6 +20,7 @@ from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, frozen, uni
 # (leaf number, axis): one axis of one leaf of the variables.
 Axis = tuple[int, int]
 NONE: frozenset[Axis] = frozenset()
+CONSTANT, WEIGHT, ACTIVATION = range(3)
 
 
 class Value(NamedTuple):
@@ -29,12 +30,18 @@ class Value(NamedTuple):
     dims: one dim per axis; `UNIT` for axes of size 1.
     zeroed: per axis, parameter axes with this promise: masking them makes the value zero wherever
       an atom of this axis is dead. Empty where nothing is promised.
-    fixed: computed from parameters and constants alone, not from the inputs.
+    origin: what it was computed from: `CONSTANT` (what no mask reaches: literals, captured arrays,
+      variables that are not parameters, random bits), `WEIGHT` (parameters too), `ACTIVATION`.
   """
 
   dims: tuple[Dim, ...]
   zeroed: tuple[frozenset[Axis], ...]
-  fixed: bool = False
+  origin: int
+
+  @property
+  def fixed(self) -> bool:
+    """Whether it does not depend on the inputs."""
+    return self.origin < ACTIVATION
 
 
 class Contraction(NamedTuple):
@@ -227,16 +234,21 @@ def fresh(size: Size) -> Dim:
   return UNIT if is_one(size) else Atom(size)
 
 
-def plain(dims: Sequence[Dim], is_fixed: bool = False) -> Value:
+def plain(dims: Sequence[Dim], origin: int = ACTIVATION) -> Value:
   """A value about whose zeros nothing is promised."""
-  return Value(tuple(dims), (NONE,) * len(dims), is_fixed)
+  return Value(tuple(dims), (NONE,) * len(dims), origin)
 
 
 def constant(value: Any) -> Value:
   """A captured constant or literal: free dims that will unify with what they meet."""
   is_key = hasattr(value, 'dtype') and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
   shape = getattr(value, 'shape', ())
-  return plain([fixed(s, 'a random key') if is_key else fresh(s) for s in shape], True)
+  return plain([fixed(s, 'a random key') if is_key else fresh(s) for s in shape], CONSTANT)
+
+
+def origin_of(ins: Sequence[Value]) -> int:
+  """The origin of what is computed from several values."""
+  return max((value.origin for value in ins), default=CONSTANT)
 
 
 def shape_of(var: Any) -> tuple[Size, ...]:

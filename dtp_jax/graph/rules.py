@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, unify
-from dtp_jax.graph.flow import NONE, Flow, Value, fixed, is_one, plain, rule, shape_of, unify_all
+from dtp_jax.graph.flow import (
+  CONSTANT,
+  NONE,
+  Flow,
+  Value,
+  fixed,
+  is_one,
+  origin_of,
+  plain,
+  rule,
+  shape_of,
+  unify_all,
+)
 
 # Zero wherever their (first) operand is zero.
 ZERO_IN_ZERO_OUT = (
@@ -115,7 +127,7 @@ def _elementwise(eqn: Any, ins: list[Value]) -> Value:
   full = [v for v in ins if len(v.dims) == rank]
   reason = f'{eqn.primitive.name} of dims that do not line up'
   dims = [unify_all([v.dims[d] for v in full], reason) for d in range(rank)]
-  return plain(dims, all(v.fixed for v in ins))
+  return plain(dims, origin_of(ins))
 
 
 @rule(*ELEMENTWISE)
@@ -138,8 +150,8 @@ def bitcast(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
 def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Zero where a factor is, or a numerator; but 0 times 1 / 0 is not zero.
 
-  A factor computed from weights may have divided by a norm that masking makes zero. It is trusted
-  where it does not vary along the axis, where it is zero itself, or where it is an activation.
+  Masking may make a norm zero, and its reciprocal infinite. So the other operand is trusted where
+  it does not vary along the axis, where no mask reaches it, or (a factor) where it is zero itself.
   """
   out = _elementwise(eqn, ins)
   divides = eqn.primitive.name == 'div'
@@ -148,8 +160,8 @@ def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     if len(value.dims) != len(out.dims):
       return NONE
     varies = len(other.dims) == len(out.dims) and other.dims[axis] is not UNIT
-    finite = not divides and (bool(other.zeroed[axis]) or not other.fixed) if varies else True
-    return value.zeroed[axis] if finite else NONE
+    zero_too = not divides and varies and bool(other.zeroed[axis])
+    return value.zeroed[axis] if not varies or other.origin == CONSTANT or zero_too else NONE
 
   zeroed = [promise(ins[0], ins[1], d) for d in range(len(out.dims))]
   if not divides:
@@ -198,7 +210,7 @@ def dot_general(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   zeroed = [v.zeroed[d] for v, d in axes]
   for i, (l, r) in enumerate(zip(lhs_batch, rhs_batch, strict=True)):
     zeroed[i] = lhs.zeroed[l] | rhs.zeroed[r]
-  out = Value(tuple(v.dims[d] for v, d in axes), tuple(zeroed), lhs.fixed and rhs.fixed)
+  out = Value(tuple(v.dims[d] for v, d in axes), tuple(zeroed), origin_of(ins))
   flow.operate(eqn, rhs if rhs.fixed else lhs, out.dims, [lhs.dims[l] for l in lhs_sum])
   return [out]
 
@@ -241,4 +253,4 @@ def conv(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   dims[numbers.out_spec[1]] = kernel.dims[out_axis]
   zeroed[numbers.out_spec[1]] = kernel.zeroed[out_axis]
   flow.operate(eqn, kernel, dims, [kernel.dims[in_axis], *(kernel.dims[w] for w in window)])
-  return [Value(tuple(dims), tuple(zeroed), lhs.fixed and kernel.fixed)]
+  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtp_jax.graph.dims import Dim, freeze
-from dtp_jax.graph.flow import Flow, Value, fixed, plain, rule, shape_of, unify_all
+from dtp_jax.graph.flow import Flow, Value, fixed, origin_of, plain, rule, shape_of, unify_all
 
 
 @rule('reduce_sum')
@@ -24,7 +24,7 @@ def reduce_sum(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
       freeze(value.dims[d], flow.reason(eqn, ' over it'))
   kept = [d for d in range(len(value.dims)) if d not in axes]
   return [
-    Value(tuple(value.dims[d] for d in kept), tuple(value.zeroed[d] for d in kept), value.fixed)
+    Value(tuple(value.dims[d] for d in kept), tuple(value.zeroed[d] for d in kept), value.origin)
   ]
 
 
@@ -43,7 +43,7 @@ def reduce(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   value, axes = ins[0], eqn.params['axes']
   for d in axes:
     freeze(value.dims[d], flow.reason(eqn, ' over it'))
-  return [plain([dim for d, dim in enumerate(value.dims) if d not in axes], value.fixed)]
+  return [plain([dim for d, dim in enumerate(value.dims) if d not in axes], value.origin)]
 
 
 @rule('reduce')
@@ -76,7 +76,7 @@ def reduce_window(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
     else:
       freeze(arrays[0].dims[d], flow.reason(eqn, ' slides over it'))
       dims.append(fixed(size, flow.reason(eqn, ' slides over it')))
-  return [plain(dims, arrays[0].fixed)]
+  return [plain(dims, arrays[0].origin)]
 
 
 @rule('cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp')
@@ -96,7 +96,7 @@ def top_k(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The last axis freezes."""
   value, k = ins[0], shape_of(eqn.outvars[0])[-1]
   freeze(value.dims[-1], flow.reason(eqn, ' over it'))
-  return [plain([*value.dims[:-1], fixed(k, flow.reason(eqn))], value.fixed) for _ in eqn.outvars]
+  return [plain([*value.dims[:-1], fixed(k, flow.reason(eqn))], value.origin) for _ in eqn.outvars]
 
 
 def _along(flow: Flow, eqn: Any, ins: list[Value], axes: Sequence[int]) -> list[Value]:
@@ -104,7 +104,7 @@ def _along(flow: Flow, eqn: Any, ins: list[Value], axes: Sequence[int]) -> list[
   dims = unified(flow, eqn, ins)
   for d in axes:
     freeze(dims[d], flow.reason(eqn, ' runs along it'))
-  return [plain(dims, all(v.fixed for v in ins)) for _ in ins]
+  return [plain(dims, origin_of(ins)) for _ in ins]
 
 
 def unified(flow: Flow, eqn: Any, ins: list[Value]) -> list[Dim]:

@@ -9,12 +9,14 @@ import numpy as np
 
 from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, segments, unify
 from dtp_jax.graph.flow import (
+  CONSTANT,
   NONE,
   Flow,
   Value,
   fixed,
   fresh,
   is_one,
+  origin_of,
   plain,
   rule,
   shape_of,
@@ -44,7 +46,7 @@ def broadcast_in_dim(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   for d, axis in enumerate(eqn.params['broadcast_dimensions']):
     if not is_one(shape_of(eqn.invars[0])[d]):
       dims[axis], zeroed[axis] = value.dims[d], value.zeroed[d]
-  return [Value(tuple(dims), tuple(zeroed), value.fixed)]
+  return [Value(tuple(dims), tuple(zeroed), value.origin)]
 
 
 @rule('reshape')
@@ -67,7 +69,7 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
     unify(Product(tuple(value.dims[d] for d in ins_axes)), Product(tuple(outs)), reason)
     for d, dim in zip(out_axes, outs, strict=True):
       dims[d], zeroed[d] = dim, promise
-  return [Value(tuple(dims), tuple(zeroed), value.fixed)]
+  return [Value(tuple(dims), tuple(zeroed), value.origin)]
 
 
 def _runs(before: Sequence, after: Sequence) -> list[tuple[list[int], list[int]]] | None:
@@ -103,7 +105,7 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     for d in range(len(ins[0].dims))
   ]
   zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
-  return [Value(tuple(dims), tuple(zeroed), all(v.fixed for v in ins))]
+  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
 
 
 @rule('stack')
@@ -114,7 +116,7 @@ def stack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
   dims.insert(axis, fixed(len(ins), flow.reason(eqn)))
   zeroed.insert(axis, NONE)
-  return [Value(tuple(dims), tuple(zeroed), all(v.fixed for v in ins))]
+  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
 
 
 @rule('unstack')
@@ -170,7 +172,7 @@ def pad(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
       continue
     ends = [fixed(n, flow.reason(eqn, ': padding')) if n else None for n in (low, high)]
     dims.append(Concat(tuple(p for p in (ends[0], value.dims[d], ends[1]) if p is not None)))
-  return [plain(dims, value.fixed)]
+  return [plain(dims, value.origin)]
 
 
 @rule('tile')
@@ -196,7 +198,7 @@ def generated(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Elements from nothing: fresh dims. Replay makes all of them and takes those that are kept."""
   sizes = shape_of(eqn.outvars[0])
   keys = [dim for value in ins for dim in value.dims]
-  return [plain([*keys, *(fresh(size) for size in sizes[len(keys) :])], True)]
+  return [plain([*keys, *(fresh(size) for size in sizes[len(keys) :])], CONSTANT)]
 
 
 @rule('dynamic_slice')
@@ -222,7 +224,7 @@ def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     else:
       freeze(value.dims[d], flow.reason(eqn, ' writes a part of it'))
       freeze(update.dims[d], flow.reason(eqn, ' writes a part of it'))
-  return [plain(value.dims, value.fixed and update.fixed)]
+  return [plain(value.dims, origin_of([value, update]))]
 
 
 @rule('gather')
@@ -244,12 +246,12 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   rest = [d for d in range(len(sizes)) if d not in numbers.offset_dims]
   for axis, dim in zip(rest, indices.dims[:-1], strict=True):
     dims[axis] = dim
-  return [plain(dims, table.fixed and indices.fixed)]
+  return [plain(dims, origin_of(ins))]
 
 
 def _picked(value: Value, axes: Sequence[int]) -> Value:
   return Value(
-    tuple(value.dims[d] for d in axes), tuple(value.zeroed[d] for d in axes), value.fixed
+    tuple(value.dims[d] for d in axes), tuple(value.zeroed[d] for d in axes), value.origin
   )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from dtp_jax.graph import rules, rules_call, rules_reduce, rules_shape  # noqa: F401  (fill RULES)
 from dtp_jax.graph.assemble import Traced, assemble
 from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, unify
-from dtp_jax.graph.flow import Axis, Contraction, Flow, Value, is_one
+from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Axis, Contraction, Flow, Value, is_one
 from dtp_jax.graph.groups import Graph, Leaf, key_name
 
 
@@ -146,13 +146,13 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
   for i, leaf in enumerate(leaves):
     dims = tuple(UNIT if is_one(size) else Atom(size) for size in leaf.shape)
     zeroed = tuple(frozenset([(i, d)]) if leaf.is_param else frozenset() for d in range(len(dims)))
-    yield Value(dims, zeroed, True)
+    yield Value(dims, zeroed, WEIGHT if leaf.is_param else CONSTANT)
   for i, struct in enumerate(structs[len(leaves) :]):
     dims = tuple(
       UNIT if is_one(size) else Atom(size, 'an input', batch=i == 0 and d == 0)
       for d, size in enumerate(struct.shape)
     )
-    yield Value(dims, (frozenset(),) * len(dims))
+    yield Value(dims, (frozenset(),) * len(dims), ACTIVATION)
 
 
 def _settle_output(path: tuple[str, ...], value: Value, state: dict) -> None:

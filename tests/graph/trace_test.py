@@ -305,6 +305,18 @@ def test_a_weight_divided_by_its_own_norm():
   assert not trace(normed(1), params, x).groups
 
 
+def test_a_mask_of_single_weights_goes_with_a_mask_of_channels():
+  def fn(variables, x):
+    w = jax.tree.map(jnp.multiply, variables['params'], variables['sparsity'])
+    return jnp.tanh(x @ w['a']) @ w['b']
+
+  sparsity = {'a': jnp.ones((3, 6)).at[0, 1].set(0), 'b': jnp.ones((6, 2)).at[2].set(0)}
+  variables = {'params': weights(a=(3, 6), b=(6, 2)), 'sparsity': sparsity}
+  graph = trace(fn, variables, images(2, 3))
+  assert graph.params.total == 30
+  assert_agreement(graph, variables, (images(2, 3),), {}, random_masks(graph, 0))
+
+
 def test_positions_in_a_tuple_are_no_state():
   """A result is not the new value of params[0] for being the first result and of its shape."""
   params = [randomized(jax.ShapeDtypeStruct((3, 6), jnp.float32))]
