@@ -23,13 +23,17 @@ def get_config(arg: str = '') -> Any:
   config.methods = {'transportation': {'epsilon': 1.0}}  # options of each method, by its name
 
   config.prune = ml_collections.ConfigDict()
-  config.prune.granularity = 'weights'  # weights, nm (with prune.group), blocks (with prune.block)
+  config.prune.granularity = 'weights'  # weights, nm, blocks, channels
   config.prune.keep = 0.05  # fraction of the weights, in [0, 1]
-  config.prune.count = placeholder(int)  # number of weights instead
-  config.prune.scope = 'global'  # global, layer, erk, row
+  config.prune.count = placeholder(int)  # the amount itself instead, in the unit below
+  config.prune.of = 'count'  # unit; channels know params and macs too
+  config.prune.scope = 'global'  # global, layer, erk, row; channels know the first two
+  config.prune.min_keep = 1  # channels that every group keeps
+  config.prune.multiple_of = 1  # of channels kept, for hardware
+  config.prune.importance = 'l2'  # of channels: l1, l2, bn
   config.prune.exclude = ()  # glob patterns of paths that stay dense
-  config.prune.group = 4
-  config.prune.block = (4, 4)
+  config.prune.group = 4  # of nm: m
+  config.prune.block = (4, 4)  # of blocks: (in, out)
 
   config.model = ml_collections.ConfigDict({'name': 'lenet'})
 

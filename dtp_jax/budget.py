@@ -3,14 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-import jax.numpy as jnp
-from jax import Array
+import numpy as np
 
+from dtp_jax.problem import CostProblem, CountProblem, Problem
 from dtp_jax.prunable import Prunable
+from dtp_jax.rounding import Cost, round_to_budget
 
-__all__ = ['Budget', 'Problem', 'Scope', 'gather', 'problems', 'scatter']
+__all__ = ['Account', 'Budget', 'Scope', 'account', 'cost_of', 'problems']
 
 Scope = Literal['global', 'layer', 'erk', 'row']
 
@@ -20,16 +21,25 @@ class Budget:
   """How much of a network to keep.
 
   Attributes:
-    keep: a float in [0, 1] is the fraction of the prunable elements to keep, rounded to the nearest
-      integer count; an int is the count itself.
+    keep: a float in [0, 1] is the fraction to keep, an int the amount itself. A number of elements
+      is rounded to the nearest integer; a cost is rounded down and covers the whole network, what
+      cannot be pruned included.
+    of: the unit. 'count' of elements; for channels also 'params', 'macs' (for one example) or a
+      `dtp_jax.latency.LatencyTable` (nanoseconds).
     scope: which elements compete. 'global': all of them. 'layer': the same fraction of every score
       array. 'erk': per array, the fraction proportional to the Erdos-Renyi-kernel density (RigL,
       arXiv:1911.11134), full arrays capped. 'row': the same count in every row of every array, as
       for N:M sparsity. The counts add up to the requested total exactly in the first three.
+      Channels know 'global' (learned widths) and 'layer' (uniform width).
+    min_keep: channels that every group keeps at least.
+    multiple_of: channel groups keep a multiple of it (8, 128 for hardware), or all their channels.
   """
 
   keep: float | int
+  of: Any = 'count'
   scope: Scope = 'global'
+  min_keep: int = 1
+  multiple_of: int = 1
 
   def __post_init__(self):
     """Raises ValueError on a keep or a scope out of range."""
@@ -40,55 +50,55 @@ class Budget:
       raise ValueError(f'keep is {self.keep}; expected a fraction in [0, 1] or a count >= 0.')
     if self.scope not in get_args(Scope):
       raise ValueError(f'scope is {self.scope!r}; expected one of {get_args(Scope)}.')
+    if not isinstance(self.of, str) and not hasattr(self.of, 'cost'):
+      raise ValueError(f"of is {self.of!r}; expected 'count', 'params', 'macs' or a LatencyTable.")
+    if self.min_keep < 0 or self.multiple_of < 1:
+      raise ValueError(
+        f'min_keep is {self.min_keep} and multiple_of {self.multiple_of}; expected >= 0 and >= 1.'
+      )
+
+  @property
+  def unit(self) -> str:
+    """The unit in words."""
+    return self.of if isinstance(self.of, str) else 'ns'
 
   def count(self, n: int) -> int:
-    """The requested number out of n elements, in exact integers.
+    """The requested amount out of n, in exact integers.
 
     Raises:
-      ValueError: a count larger than n.
+      ValueError: an amount larger than n.
     """
     if isinstance(self.keep, float):
-      return round(self.keep * n)
+      return round(self.keep * n) if self.of == 'count' else math.floor(self.keep * n)
     if self.keep > n:
-      raise ValueError(f'keep is {self.keep} elements; expected at most the {n} there are.')
+      raise ValueError(f'keep is {self.keep} {self.unit}; expected at most the {n} there are.')
     return self.keep
 
 
-class Problem(NamedTuple):
-  """One transport problem, or a batch of equal ones (rows).
+class Account(NamedTuple):
+  """Requested and achieved, in the unit asked for, and what the dense network has of it."""
 
-  Attributes:
-    names: the score arrays that compete.
-    shapes: their shapes.
-    rows: True if every row is a problem of its own.
-    n: elements of a problem.
-    k: how many of them are kept.
-  """
-
-  names: tuple[str, ...]
-  shapes: tuple[tuple[int, ...], ...]
-  rows: bool
-  n: int
-  k: int
-
-  @property
-  def keep(self) -> float:
-    """The kept fraction, k / n."""
-    return self.k / self.n
-
-  @property
-  def copies(self) -> int:
-    """How many equal problems this stands for: 1, or the number of rows."""
-    return math.prod(self.shapes[0][:-1]) if self.rows else 1
+  unit: str
+  requested: int
+  achieved: int
+  total: int
 
 
 def problems(prunable: Prunable, budget: Budget) -> tuple[Problem, ...]:
   """The transport problems of a budget.
 
   Raises:
-    ValueError: a budget that cannot be met: a count above the number of elements, or for 'row' a
-      fraction that is not a whole number of elements in every row.
+    ValueError: a budget that cannot be met: an amount above what there is, one below the floors of
+      the channel groups, for 'row' a fraction that is not a whole number of elements in every row;
+      or a unit or scope that the elements do not know.
   """
+  if prunable.costs:
+    return _channel_problems(prunable, budget)
+  if budget.of != 'count' or budget.multiple_of != 1:
+    raise ValueError(
+      f'of is {budget.of!r} and multiple_of {budget.multiple_of}; single weights, rows and blocks '
+      "are counted: expected of='count', multiple_of=1."
+    )
   shapes = prunable.shapes
   sizes = {name: math.prod(shape) for name, shape in shapes.items()}
   total = sum(sizes.values())
@@ -96,29 +106,54 @@ def problems(prunable: Prunable, budget: Budget) -> tuple[Problem, ...]:
     return tuple(_row_problem(name, shape, budget) for name, shape in shapes.items())
   k = budget.count(total)
   if budget.scope == 'global':
-    return (Problem(tuple(shapes), tuple(shapes.values()), False, total, k),)
+    return (CountProblem(tuple(shapes), tuple(shapes.values()), False, total, k),)
   density = prunable.density if budget.scope == 'erk' else dict.fromkeys(sizes, 1.0)
   counts = _apportion(k, _quotas(k, sizes, density), sizes)
-  return tuple(Problem((n,), (shapes[n],), False, sizes[n], counts[n]) for n in shapes)
+  return tuple(CountProblem((n,), (shapes[n],), False, sizes[n], counts[n]) for n in shapes)
 
 
-def gather(problem: Problem, arrays: Mapping[str, Array]) -> Array:
-  """The arrays of a problem as (n,), or (rows, n)."""
-  if problem.rows:
-    return arrays[problem.names[0]]
-  return jnp.concatenate([arrays[name].ravel() for name in problem.names])
+def account(prunable: Prunable, budget: Budget, hard: Mapping[str, Any]) -> Account:
+  """What was asked for and what the hard masks {name: boolean array} came to, in one unit."""
+  if not prunable.costs:
+    plan = problems(prunable, budget)
+    requested = sum(p.k * p.copies for p in plan if isinstance(p, CountProblem))
+    kept = sum(int(np.count_nonzero(mask)) for mask in hard.values())
+    return Account(budget.of, requested, kept, sum(mask.size for mask in hard.values()))
+  cost = cost_of(prunable, budget)
+  counts = {name: int(np.count_nonzero(mask)) for name, mask in hard.items()}
+  return Account(budget.unit, budget.count(cost.total), cost.at(counts), cost.total)
 
 
-def scatter(problem: Problem, flat: Array) -> dict[str, Array]:
-  """The inverse of `gather`: {name: array of its score shape}."""
-  if problem.rows:
-    return {problem.names[0]: flat}
-  arrays, start = {}, 0
-  for name, shape in zip(problem.names, problem.shapes, strict=True):
-    stop = start + math.prod(shape)
-    arrays[name] = flat[start:stop].reshape(shape)
-    start = stop
-  return arrays
+def cost_of(prunable: Prunable, budget: Budget) -> Cost:
+  """The cost a budget of channels is counted in.
+
+  Raises:
+    ValueError: a unit that the elements do not have.
+  """
+  if not isinstance(budget.of, str):
+    return budget.of.cost(prunable.sizes)
+  if budget.of not in prunable.costs:
+    raise ValueError(
+      f'of is {budget.of!r}; expected one of {sorted(prunable.costs)} or a latency table.'
+    )
+  return prunable.costs[budget.of]
+
+
+def _channel_problems(prunable, budget):
+  """One problem of all groups, or for 'layer' one per group, of the same width to one channel."""
+  if budget.scope not in ('global', 'layer'):
+    raise ValueError(f"scope is {budget.scope!r}; channels know 'global' and 'layer'.")
+  sizes, cost = prunable.sizes, cost_of(prunable, budget)
+  limit = budget.count(cost.total)
+  floors = {'min_keep': budget.min_keep, 'multiple_of': budget.multiple_of}
+  if budget.scope == 'global':
+    return (CostProblem(sizes, cost, limit, **floors),)
+  # Ranked by their place in their group, a prefix of all channels is the same share of each.
+  uniform = {name: -np.arange(1, n + 1) / n for name, n in sizes.items()}
+  kept = round_to_budget(uniform, cost, limit, **floors)
+  return tuple(
+    CountProblem((name,), ((n,),), False, n, int(kept[name].sum())) for name, n in sizes.items()
+  )
 
 
 def _row_problem(name, shape, budget):
@@ -129,7 +164,7 @@ def _row_problem(name, shape, budget):
       f'keep is {budget.keep} of rows of {n} ({name}): {budget.keep * n:g} elements; expected a '
       'whole number, as in keep=0.5 for 2:4.'
     )
-  return Problem((name,), (shape,), True, n, k)
+  return CountProblem((name,), (shape,), True, n, k)
 
 
 def _quotas(k, sizes, density):

@@ -4,19 +4,27 @@ A `Prunable` is one granularity. It names the score arrays, reads an importance 
 and applies masks to them; budgets and methods know nothing else about the network.
 """
 
+from __future__ import annotations
+
 import fnmatch
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'nm', 'paths', 'weights']
+from dtp_jax.cost import Polynomial, add
+
+if TYPE_CHECKING:
+  from dtp_jax.graph import Graph
+
+__all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'channels', 'nm', 'paths', 'weights']
 
 Params = Any  # a pytree of arrays
 Masks = dict[str, Array]
+Importance = Literal['l1', 'l2', 'bn']
 
 
 class Prunable(NamedTuple):
@@ -31,12 +39,19 @@ class Prunable(NamedTuple):
       mean square for a block. Differentiable.
     apply_masks: (params, masks) -> params times masks {name: array of the score shape}. Pure;
       differentiable in both.
+    costs: for channels, what a budget can be counted in: {'count', 'params', 'macs': polynomial}.
   """
 
   shapes: dict[str, tuple[int, ...]]
   density: dict[str, float]
   magnitude: Callable[[Params], dict[str, Array]]
   apply_masks: Callable[[Params, Masks], Params]
+  costs: Mapping[str, Any] = {}
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """{name: number of elements}."""
+    return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
 
 def paths(params: Params) -> dict[str, Array]:
@@ -120,15 +135,86 @@ def blocks(params: Params, shape: tuple[int, int], *, exclude: Iterable[str] = (
     return w.reshape(*rest, inputs // height, height, outputs // width, width)
 
   def norm(w):
-    mean = jnp.mean(jnp.square(tiles(w)), axis=(-3, -1))
-    # The root has no derivative at 0: an all-zero block gets the derivative 0.
-    return jnp.where(mean > 0, jnp.sqrt(jnp.where(mean > 0, mean, 1.0)), 0.0)
+    return _root(jnp.mean(jnp.square(tiles(w)), axis=(-3, -1)))
 
   def expand(mask, w):
     del w
     return jnp.repeat(jnp.repeat(mask, height, axis=-2), width, axis=-1)
 
   return _prunable(kernels, lambda w: tiles(w)[..., 0, :, 0], norm, expand)
+
+
+def channels(
+  graph: Graph, *, importance: Importance = 'l2', exclude: Iterable[str] = ()
+) -> Prunable:
+  """The channel groups of a traced network.
+
+  Args:
+    graph: from `dtp_jax.trace`.
+    importance: what ranks channels for the baselines and starts the log-odds: 'l1' or 'l2' norm of
+      the slices that produce a channel, or 'bn', the magnitude of its normalisation scale. It is
+      divided by the mean of its group: a raw ranking across layers collapses those with small
+      weights.
+    exclude: glob patterns of group names to leave at full width.
+
+  Returns:
+    A Prunable with one score per channel and the costs 'count', 'params' and 'macs'.
+
+  Raises:
+    ValueError: a graph without groups (with its report), a pattern that matches none, an unknown
+      importance, or 'bn' for a group without a scale.
+  """
+  groups = _matching(dict(graph.groups), exclude, 'groups')
+  if not groups:
+    raise ValueError(f'the graph has no channel group to prune:\n{graph}')
+  scores = {
+    'l1': lambda params: graph.channel_sums(params, jnp.abs),
+    'l2': lambda params: {
+      name: _root(total) for name, total in graph.channel_sums(params, jnp.square).items()
+    },
+    'bn': lambda params: _scales(graph, params),
+  }
+  if importance not in scores:
+    raise ValueError(f'importance is {importance!r}; expected one of {sorted(scores)}.')
+
+  def magnitude(params):
+    found = scores[importance](params)
+    return {name: found[name] / _mean_or_one(found[name]) for name in groups}
+
+  sizes = {name: group.size for name, group in groups.items()}
+  count = add(Polynomial.count(name, size) for name, size in sizes.items())
+  return Prunable(
+    shapes={name: (size,) for name, size in sizes.items()},
+    density={},
+    magnitude=magnitude,
+    apply_masks=graph.apply_masks,
+    costs={'count': count, 'params': graph.params, 'macs': graph.macs},
+  )
+
+
+def _scales(graph, params):
+  """|scale| of the normalisation that carries each group: its parameter named 'scale'."""
+  leaves = paths(params)
+  found = {}
+  for name, group in graph.groups.items():
+    carried = ['/'.join(s.path) for s in group.carriers if s.path[-1] == 'scale']
+    carried = [p if p in leaves else p.partition('/')[2] for p in carried]
+    if not carried:
+      raise ValueError(
+        f"group {name!r} has no normalisation scale; choose importance 'l1' or 'l2', or exclude it."
+      )
+    found[name] = sum(jnp.abs(leaves[p]) for p in carried)
+  return found
+
+
+def _mean_or_one(x):
+  mean = jnp.mean(x)
+  return jnp.where(mean > 0, mean, 1.0)
+
+
+def _root(x):
+  # The root has no derivative at 0: an all-zero slice gets the derivative 0.
+  return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 def _prunable(kernels, arrange, norm, expand):
@@ -157,19 +243,27 @@ def _kernels(params, exclude):
     for name, leaf in paths(params).items()
     if len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
   }
-  if isinstance(exclude, str):
-    raise ValueError(f'exclude is {exclude!r}; expected a tuple of patterns, as in ({exclude!r},).')
-  for pattern in exclude:
-    matched = fnmatch.filter(kernels, pattern)
-    if not matched:
-      raise ValueError(f'exclude has {pattern!r}, which matches none of {sorted(kernels)}.')
-    kernels = {name: leaf for name, leaf in kernels.items() if name not in matched}
+  kernels = _matching(kernels, exclude, 'kernels')
   if not kernels:
     raise ValueError(
       f'params has no kernel to prune among {sorted(paths(params))}; expected a float leaf with at '
       'least 2 axes that no pattern excludes.'
     )
   return kernels
+
+
+def _matching(named, exclude, what):
+  """The entries that no pattern excludes."""
+  if isinstance(exclude, str):
+    raise ValueError(f'exclude is {exclude!r}; expected a tuple of patterns, as in ({exclude!r},).')
+  for pattern in exclude:
+    matched = fnmatch.filter(named, pattern)
+    if not matched:
+      raise ValueError(
+        f'exclude has {pattern!r}, which matches none of the {what} {sorted(named)}.'
+      )
+    named = {name: value for name, value in named.items() if name not in matched}
+  return named
 
 
 def _check_divides(kernels, tile):

@@ -44,10 +44,10 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     '|---|--:|--:|--:|--:|',
   ]
   for s in sorted(summaries, key=lambda s: s['method'] != 'dense'):
-    share = s['achieved'] / s['prunable']
+    share = s['achieved'] / s['total']
     rows.append(
       f'| {label(s["method"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
-      f'{s["achieved"]:,} of {s["prunable"]:,} ({100 * share:.2f} %) | {s["seconds"]:.0f} |'
+      f'{s["achieved"]:,} of {s["total"]:,} ({100 * share:.2f} %) | {s["seconds"]:.0f} |'
     )
   return '\n'.join(rows)
 
@@ -84,7 +84,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     'seconds do not hold the dense stage.',
     '',
     f'- Stages in steps: {stages}.',
-    f'- Parameters: {main["parameters"]:,}, of them {main["prunable"]:,} prunable; '
+    f'- Parameters: {main["parameters"]:,}, of them {main["total"]:,} prunable; '
     f'{main["nonzero"]:,} are not zero after pruning.',
     f'- Soft minus hard accuracy when the mask was frozen: {gap}.',
     f'- Device: {environment["devices"]} x {environment["device"]}, {environment["cpus"]} CPUs; '
@@ -156,7 +156,7 @@ def _draw_training(workdir, summaries):
 
 def _draw_kept(workdir, summaries):
   del workdir
-  rows = [s for s in summaries if s['achieved'] < s['prunable']] or summaries
+  rows = [s for s in summaries if s['achieved'] < s['total']] or summaries
   names = list(rows[0]['kept_per_array'])
   figure, axes = _axes(figsize=(7.5, 0.5 + 0.32 * len(names) * max(1, len(rows)) ** 0.7))
   height = 0.8 / len(rows)

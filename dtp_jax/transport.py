@@ -35,6 +35,7 @@ __all__ = [
   'init',
   'project',
   'proximal_step',
+  'root',
   'sinkhorn_step',
   'soft_topk',
   'softness',
@@ -322,7 +323,7 @@ def _deadline_gain(z, rho, a, ceiling):
   largest = jnp.max(jnp.abs(z), axis=-1, keepdims=True)
   zero = jnp.zeros_like(largest)
   hi = jnp.log(_MAX_LOG_ODDS / jnp.clip(largest, 1.0, _MAX_LOG_ODDS))
-  log_gain = _root(excess, zero, zero, hi, residual=_SOFTNESS_TOLERANCE, iterations=48)
+  log_gain = root(excess, zero, zero, hi, residual=_SOFTNESS_TOLERANCE, iterations=48)
   soft_enough = jnp.mean(4 * jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), axis=-1, keepdims=True)
   return jnp.where(soft_enough <= ceiling, 1.0, jnp.exp(log_gain)).astype(z.dtype)
 
@@ -345,9 +346,7 @@ def _dual(z, rho, a):
   hi = target - jnp.min(z, axis=-1, keepdims=True)
   guess = target - jnp.sum(a * z, axis=-1, keepdims=True)
   iterations = 4 * jnp.finfo(z.dtype).nmant // 2 + 16  # enough for bisection alone
-  return _root(
-    gap, guess, lo, hi, residual=float(4 * jnp.finfo(z.dtype).eps), iterations=iterations
-  )
+  return root(gap, guess, lo, hi, residual=float(4 * jnp.finfo(z.dtype).eps), iterations=iterations)
 
 
 @_dual.defjvp
@@ -364,7 +363,7 @@ def _dual_jvp(primals, tangents):
   return nu, jnp.where(hard, 0.0, rate / jnp.where(hard, 1.0, curvature))
 
 
-def _root(
+def root(
   f: Callable[[Array], tuple[Array, Array]],
   x: Array,
   lo: Array,

@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 README = pathlib.Path('README.md')
 _TABLE = re.compile(r'(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
 _COLUMNS = (
-  'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'prunable', 'parameters',
+  'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'total', 'unit', 'parameters',
   'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     mine = [row for row in rows if row['method'] == method]
     values = [100 * float(row['accuracy']) for row in mine]
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
-    kept = {(int(row['achieved']), int(row['prunable'])) for row in mine}
+    kept = {(int(row['achieved']), int(row['total'])) for row in mine}
     if len(kept) > 1:
       raise ValueError(f'runs of {method} keep different counts {sorted(kept)}; report them apart.')
     (achieved, prunable) = kept.pop()

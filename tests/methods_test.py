@@ -27,10 +27,10 @@ BUILD = {
 }  # fmt: skip
 CASES = {
   'weights global': (dtp.weights, dtp.Budget(0.1)),
-  'weights layer': (dtp.weights, dtp.Budget(0.1, 'layer')),
-  'weights erk': (dtp.weights, dtp.Budget(0.1, 'erk')),
+  'weights layer': (dtp.weights, dtp.Budget(0.1, scope='layer')),
+  'weights erk': (dtp.weights, dtp.Budget(0.1, scope='erk')),
   'weights count': (dtp.weights, dtp.Budget(37)),
-  'nm': (lambda p: dtp.nm(p, 4), dtp.Budget(0.5, 'row')),
+  'nm': (lambda p: dtp.nm(p, 4), dtp.Budget(0.5, scope='row')),
   'blocks': (lambda p: dtp.blocks(p, (4, 2)), dtp.Budget(0.25)),
 }
 
@@ -106,7 +106,7 @@ def test_every_method_ends_at_the_exact_budget(params, name, case):
 
 def test_nm_keeps_n_in_every_row(params):
   prunable = dtp.nm(params, 4)
-  method = methods.transportation(prunable, dtp.Budget(0.5, 'row'), steps=STEPS)
+  method = methods.transportation(prunable, dtp.Budget(0.5, scope='row'), steps=STEPS)
   variables, _ = _train(prunable, method, params)
   for mask in method.harden(variables).values():
     np.testing.assert_array_equal(mask.sum(-1), 2)
@@ -207,7 +207,7 @@ def test_gradual_magnitude_falls_along_a_cubic(params):
 
 def test_spartans_mask_is_the_soft_topk_of_the_scaled_magnitudes(params):
   prunable = dtp.weights(params)
-  method = methods.spartan(prunable, dtp.Budget(0.2, 'layer'), steps=10, beta=(2.0, 4.0))
+  method = methods.spartan(prunable, dtp.Budget(0.2, scope='layer'), steps=10, beta=(2.0, 4.0))
   variables = {'params': params}
   variables |= method.init(variables)
   masks, _ = method.masks(variables, 5)  # beta is 3 there

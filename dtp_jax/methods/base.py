@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from dtp_jax import transport
-from dtp_jax.budget import Budget, Problem, gather, problems, scatter
+from dtp_jax.budget import Budget, problems
+from dtp_jax.problem import CostProblem, CountProblem, Problem
 from dtp_jax.prunable import Masks, Prunable
 
 __all__ = [
@@ -75,17 +75,16 @@ def bundle(prunable: Prunable, budget: Budget, *, start: Start, rule: Rule) -> P
     scores = variables['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
     soft, following = {}, {}
     for problem in plan:
-      m, s, z = (gather(problem, arrays) for arrays in (magnitudes, scores, state))
+      m, s, z = (problem.gather(arrays) for arrays in (magnitudes, scores, state))
       mask, z = rule(problem, m, s, z, step)
-      soft |= scatter(problem, mask)
-      following |= scatter(problem, z)
+      soft |= problem.scatter(mask)
+      following |= problem.scatter(z)
     return soft, following
 
   def harden(variables):
     hard = {}
     for problem in plan:
-      z = gather(problem, variables['transport'])
-      hard |= scatter(problem, transport.hard_topk(z, problem.k))
+      hard |= problem.scatter(problem.hard(problem.gather(variables['transport'])))
     return hard
 
   return PruningMethod(init, masks, harden, plan)
@@ -103,8 +102,12 @@ def keep_at(problem: Problem, overall: Any, target: float) -> Any:
 
 
 def total_keep(plan: tuple[Problem, ...]) -> float:
-  """The kept fraction of all problems together."""
-  return sum(p.k * p.copies for p in plan) / sum(p.n * p.copies for p in plan)
+  """The kept fraction of all problems together, in the unit of the budget."""
+  if any(isinstance(p, CostProblem) for p in plan):
+    (problem,) = plan  # all groups compete in one
+    return problem.keep
+  counted = [p for p in plan if isinstance(p, CountProblem)]
+  return sum(p.k * p.copies for p in counted) / sum(p.n * p.copies for p in counted)
 
 
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:

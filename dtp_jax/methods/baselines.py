@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dtp_jax import transport
 from dtp_jax.budget import Budget
 from dtp_jax.methods.base import PruningMethod, bundle, keep_at, standardised, total_keep
 from dtp_jax.methods.transportation import cubic_ramp
@@ -62,7 +61,7 @@ def gradual_magnitude(prunable: Prunable, budget: Budget, *, steps: int) -> Prun
 
   def rule(problem, magnitudes, scores, state, step):
     del scores, state
-    mask = transport.hard_topk(magnitudes, _count(problem, ramp(step), target))
+    mask = problem.hard(magnitudes, keep_at(problem, ramp(step), target))
     return mask.astype(magnitudes.dtype), _state(magnitudes)
 
   method = bundle(prunable, budget, start=_from_magnitudes, rule=rule)
@@ -104,7 +103,7 @@ def spartan(
     sharpness = beta[0] + (beta[1] - beta[0]) * jnp.minimum(1.0, step / steps)
     scale = lax.stop_gradient(jnp.std(magnitudes, axis=-1, keepdims=True))
     scaled = magnitudes / (scale + jnp.finfo(magnitudes.dtype).tiny)
-    mask = transport.soft_topk(scaled, keep=problem.keep, epsilon=2 / sharpness)
+    mask = problem.soft(scaled, keep=problem.keep, epsilon=2 / sharpness)
     return mask, _state(magnitudes)
 
   return bundle(prunable, budget, start=_from_magnitudes, rule=rule)
@@ -131,7 +130,9 @@ def straight_through(prunable: Prunable, budget: Budget, *, steps: int) -> Pruni
 
   def rule(problem, magnitudes, scores, state, step):
     del magnitudes, state
-    hard = transport.hard_topk(scores, _count(problem, ramp(step), target)).astype(scores.dtype)
+    hard = problem.hard(lax.stop_gradient(scores), keep_at(problem, ramp(step), target)).astype(
+      scores.dtype
+    )
     return hard + (scores - lax.stop_gradient(scores)), _state(scores)  # the bracket is exactly 0
 
   method = bundle(prunable, budget, start=start, rule=rule)
@@ -166,7 +167,7 @@ def pdp(
   def rule(problem, magnitudes, scores, state, step):
     del scores, state
     fixed = lax.stop_gradient(magnitudes)
-    kept = transport.hard_topk(fixed, _count(problem, ramp(step), target))
+    kept = problem.hard(fixed, keep_at(problem, ramp(step), target))
     smallest = jnp.min(fixed, axis=-1, keepdims=True, where=kept, initial=jnp.inf)
     largest = jnp.max(fixed, axis=-1, keepdims=True, where=~kept, initial=0.0)
     threshold = jnp.where(jnp.isinf(smallest), largest, 0.5 * (smallest + largest))
@@ -191,12 +192,4 @@ def _state(ranking: Array) -> Array:
 
 def _ranked_once(problem, magnitudes, scores, state, step):
   del magnitudes, scores, step
-  return transport.hard_topk(state, problem.k).astype(state.dtype), state
-
-
-def _count(problem, overall, target):
-  """The present count of a problem as a traced integer, exactly k once the ramp has ended."""
-  overall = jnp.asarray(overall)
-  rho = jnp.asarray(keep_at(problem, overall, target))
-  count = jnp.clip(jnp.round(rho * problem.n).astype(jnp.int32), problem.k, problem.n)
-  return jnp.where(overall <= target, problem.k, count)
+  return problem.hard(state).astype(state.dtype), state

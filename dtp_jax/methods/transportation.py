@@ -60,8 +60,8 @@ def transportation(
     keep: schedule of the overall kept fraction by soft step, any optax schedule; None keeps it at
       the budget from the start. It should end at the budget: the hard mask is exact regardless.
     deadline: soft steps until the mask is hard, >= 1: the softness is held under that of the
-      softest mask of the present budget, 4 rho (1 - rho), times (1 - step / deadline). None is the
-      pure rule.
+      softest mask of the present budget (4 rho (1 - rho) for a count), times 1 - step / deadline,
+      and the budget is then met exactly at every step. None is the pure rule.
 
   Returns:
     A PruningMethod with one trainable score and one float of state per element.
@@ -92,8 +92,9 @@ def transportation(
     rho = keep_at(problem, ramp(step), target) if ramp is not None else problem.keep
     ceiling = None
     if deadline is not None:
-      ceiling = 4 * rho * (1 - rho) * jnp.maximum(0.0, 1 - (step + 1) / deadline)
-    return transport.proximal_step(
+      left = jnp.maximum(0.0, 1 - (step + 1) / deadline)
+      ceiling = problem.rest_softness(rho) * left
+    return problem.proximal(
       scores,
       log_odds,
       keep=rho,

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from dtp_jax.budget import account
 from dtp_jax.data import pipeline, sources
 from dtp_jax.optimizer import transplant
 from dtp_jax.prunable import paths
@@ -20,7 +21,7 @@ from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
-from dtp_jax.train.recipe import Config, build
+from dtp_jax.train.recipe import Config, build, build_budget
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, resident, train_step
@@ -225,6 +226,10 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
   by_step = {r['step']: r for r in records}
   final = records[-1]
+  budget = build_budget(config)
+  if config.method == 'dense':
+    budget = dataclasses.replace(budget, keep=1.0)
+  accounted = account(recipe.prunable, budget, hard)
   summary = {
     'method': config.method,
     'seed': config.seed,
@@ -232,9 +237,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'dense_accuracy': by_step.get(recipe.stages.soft_start, {}).get('accuracy'),
     'accuracy': final.get('accuracy_hard', final['accuracy']),
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
-    'prunable': sum(mask.size for mask in hard.values()),
-    'requested': sum(p.k * p.copies for p in recipe.method.problems),
-    'achieved': int(sum(np.count_nonzero(mask) for mask in hard.values())),
+    **accounted._asdict(),
     'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
     'nonzero': int(sum(np.count_nonzero(w) for k, w in pruned.items() if k.startswith('params/'))),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},

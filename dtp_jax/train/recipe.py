@@ -12,6 +12,7 @@ import optax
 from dtp_jax import methods, models, prunable
 from dtp_jax.budget import Budget
 from dtp_jax.data import pipeline, sources
+from dtp_jax.graph import trace
 from dtp_jax.optimizer import partitioned
 from dtp_jax.prunable import Prunable
 from dtp_jax.train.stages import Stages
@@ -65,7 +66,8 @@ def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[[], T
   images = jnp.zeros((1, *data.train['image'].shape[1:]), jnp.float32)
   initialise = functools.partial(model.init, train=False)
   stages = build_stages(config, len(data.train['label']))
-  elements = build_prunable(config, jax.eval_shape(initialise, key_init, images)['params'])
+  variables = jax.eval_shape(initialise, key_init, images)
+  elements = build_prunable(config, model, variables, images)
   method = build_method(config, elements, stages)
   tx = build_optimizer(config, stages)
 
@@ -101,10 +103,16 @@ def build_stages(config: Config, examples: int) -> Stages:
   return Stages(dense, 0, soft + hard) if config.method in ONE_SHOT else Stages(dense, soft, hard)
 
 
-def build_prunable(config: Config, params: Any) -> Prunable:
-  """The elements that `config.prune.granularity` names."""
-  prune = config.prune
+def build_prunable(config: Config, model: nn.Module, variables: Any, images: Any) -> Prunable:
+  """The elements that `config.prune.granularity` names, from concrete or abstract variables."""
+  prune, params = config.prune, variables['params']
+
+  def channels():
+    graph = trace(model.apply, variables, images, train=False)
+    return prunable.channels(graph, importance=prune.importance, exclude=prune.exclude)
+
   builders = {
+    'channels': channels,
     'weights': lambda: prunable.weights(params, exclude=prune.exclude),
     'nm': lambda: prunable.nm(params, prune.group, exclude=prune.exclude),
     'blocks': lambda: prunable.blocks(params, prune.block, exclude=prune.exclude),
@@ -115,10 +123,15 @@ def build_prunable(config: Config, params: Any) -> Prunable:
 def build_method(config: Config, elements: Prunable, stages: Stages):
   """The method that `config.method` names, with `config.methods[name]` as its options."""
   build_one = _choose(METHODS, 'method', config.method)
-  prune = config.prune
-  budget = Budget(prune.keep if prune.count is None else prune.count, prune.scope)
   options = dict(config.methods.get(config.method, {}))
-  return build_one(elements, budget, max(1, stages.soft), **options)
+  return build_one(elements, build_budget(config), max(1, stages.soft), **options)
+
+
+def build_budget(config: Config) -> Budget:
+  """The budget of `config.prune`."""
+  prune = config.prune
+  keep = prune.keep if prune.count is None else prune.count
+  return Budget(keep, prune.of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
 
 
 def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:

@@ -53,7 +53,7 @@ def test_the_hard_mask_is_exact_frozen_and_what_was_stored(finished):
   workdir, (main, _) = finished
   masks, pruned = _arrays(workdir / 'masks.npz'), _arrays(workdir / 'pruned.npz')
   kept = sum(int(m.sum()) for m in masks.values())
-  assert kept == main['achieved'] == main['requested'] == round(0.05 * main['prunable'])
+  assert kept == main['achieved'] == main['requested'] == round(0.05 * main['total'])
   for name, mask in masks.items():
     assert mask.dtype == bool
     assert not np.any(pruned[f'params/{name}'][~mask])
@@ -163,7 +163,7 @@ def test_the_report_shows_the_rows_and_its_figures(finished):
   text = path.read_text()
   for summary in summaries:
     assert f'{100 * summary["accuracy"]:.1f} %' in text
-    assert f'{summary["achieved"]:,} of {summary["prunable"]:,}' in text
+    assert f'{summary["achieved"]:,} of {summary["total"]:,}' in text
   figures = sorted(p.name for p in (workdir / 'figures').iterdir())
   assert figures == ['kept.png', 'mask.png', 'training.png']
   assert all(f'figures/{name}' in text for name in figures)

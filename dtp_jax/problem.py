@@ -1,0 +1,208 @@
+"""One transport problem of a budget: what every method asks of it, whatever is being pruned.
+
+`CountProblem` keeps a number of elements, `CostProblem` what a cost polynomial can hold. A method
+sees flat arrays and asks for soft and hard masks at a kept fraction; it never asks of what.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dtp_jax import priced, transport
+from dtp_jax.rounding import Cost, round_to_budget
+
+__all__ = ['CostProblem', 'CountProblem', 'Problem']
+
+
+class Problem(Protocol):
+  """What a method needs to know of a transport problem."""
+
+  @property
+  def keep(self) -> float:
+    """The kept fraction of the budget's unit, rho."""
+    ...
+
+  def gather(self, arrays: Mapping[str, Array]) -> Array:
+    """The score arrays of the problem as (n,), or (rows, n)."""
+    ...
+
+  def scatter(self, flat: Array) -> dict[str, Array]:
+    """The inverse of `gather`."""
+    ...
+
+  def hard(self, ranking: Array, keep: Any = None) -> Array:
+    """The boolean mask of the best ranked at the exact budget, or at a present fraction `keep`."""
+    ...
+
+  def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
+    """The entropic plan of the scores."""
+    ...
+
+  def proximal(
+    self, scores: Array, state: Array, *, keep: Any, **options: Any
+  ) -> tuple[Array, Array]:
+    """One proximal step; options as in `transport.proximal_step`."""
+    ...
+
+  def rest_softness(self, keep: Any) -> Array:
+    """Softness of the softest mask of this budget, the one that tells no element apart."""
+    ...
+
+
+class CountProblem(NamedTuple):
+  """Keep k of n elements.
+
+  Attributes:
+    names: the score arrays that compete.
+    shapes: their shapes.
+    rows: True if every row is a problem of its own.
+    n: elements of a problem.
+    k: how many of them are kept.
+  """
+
+  names: tuple[str, ...]
+  shapes: tuple[tuple[int, ...], ...]
+  rows: bool
+  n: int
+  k: int
+
+  @property
+  def keep(self) -> float:
+    """The kept fraction, k / n."""
+    return self.k / self.n
+
+  @property
+  def copies(self) -> int:
+    """How many equal problems this stands for: 1, or the number of rows."""
+    return math.prod(self.shapes[0][:-1]) if self.rows else 1
+
+  def gather(self, arrays: Mapping[str, Array]) -> Array:
+    """The arrays as (n,), or (rows, n)."""
+    if self.rows:
+      return arrays[self.names[0]]
+    return jnp.concatenate([arrays[name].ravel() for name in self.names])
+
+  def scatter(self, flat: Array) -> dict[str, Array]:
+    """{name: array of its score shape}."""
+    if self.rows:
+      return {self.names[0]: flat}
+    return _split(flat, self.names, self.shapes)
+
+  def hard(self, ranking: Array, keep: Any = None) -> Array:
+    """Exactly k of each problem; with `keep`, round(keep n), never fewer than k."""
+    if keep is None:
+      return transport.hard_topk(ranking, self.k)
+    count = jnp.round(jnp.asarray(keep) * self.n).astype(jnp.int32)
+    # At the end of a ramp the count is k itself, not what float32 makes of k / n.
+    ended = jnp.asarray(keep) <= self.keep * (1 + 1e-6)
+    count = jnp.where(ended, self.k, jnp.clip(count, self.k, self.n))
+    return transport.hard_topk(ranking, count)
+
+  def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
+    """`transport.soft_topk`."""
+    return transport.soft_topk(scores, keep=keep, epsilon=epsilon)
+
+  def proximal(self, scores, state, *, keep, **options):
+    """`transport.proximal_step`."""
+    return transport.proximal_step(scores, state, keep=keep, **options)
+
+  def rest_softness(self, keep: Any) -> Array:
+    """4 rho (1 - rho)."""
+    return 4 * jnp.asarray(keep) * (1 - jnp.asarray(keep))
+
+
+class CostProblem:
+  """Keep the channels that a cost can hold; all groups compete.
+
+  Attributes:
+    sizes: {group: number of channels}.
+    cost: the cost polynomial, or another `rounding.Cost`.
+    limit: the budget in its unit.
+    min_keep: channels that every group keeps.
+    multiple_of: groups keep a multiple of it, or all.
+  """
+
+  def __init__(
+    self, sizes: Mapping[str, int], cost: Cost, limit: int, *, min_keep: int, multiple_of: int
+  ):
+    """Checks that the floors fit.
+
+    Raises:
+      ValueError: a limit below the cost of the floors.
+    """
+    self.sizes, self.cost, self.limit = dict(sizes), cost, limit
+    self.min_keep, self.multiple_of = min_keep, multiple_of
+    self._round(np.zeros(sum(sizes.values())), limit)
+
+  @property
+  def keep(self) -> float:
+    """The share of the dense cost that is kept."""
+    return self.limit / max(1, self.cost.total)
+
+  def gather(self, arrays: Mapping[str, Array]) -> Array:
+    """The channels of all groups, (n,)."""
+    return jnp.concatenate([arrays[name] for name in self.sizes])
+
+  def scatter(self, flat: Array) -> dict[str, Array]:
+    """{group: (channels,)}."""
+    return _split(flat, tuple(self.sizes), tuple((size,) for size in self.sizes.values()))
+
+  def hard(self, ranking: Array, keep: Any = None) -> Array:
+    """The rounding of `round_to_budget`, on the host; under jit as a callback.
+
+    Exact integers need the host: costs exceed what int32 holds.
+    """
+    keep = self.keep if keep is None else keep
+    ranking = lax.stop_gradient(ranking)  # a callback has no derivative
+    if isinstance(ranking, jax.core.Tracer) or isinstance(keep, jax.core.Tracer):
+      shape = jax.ShapeDtypeStruct(jnp.shape(ranking), bool)
+      return jax.pure_callback(self._hard_at, shape, ranking, jnp.asarray(keep, jnp.float32))
+    return jnp.asarray(self._hard_at(ranking, keep))
+
+  def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
+    """`priced.soft_topk`."""
+    return priced.soft_topk(scores, keep=keep, epsilon=epsilon, cost=self._share)
+
+  def proximal(self, scores, state, *, keep, **options):
+    """`priced.proximal_step`."""
+    share, degree = self._share, self.cost.degree
+    return priced.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
+
+  def rest_softness(self, keep: Any) -> Array:
+    """4 q (1 - q), with q the kept fraction of channels that costs rho at uniform width."""
+    rest = priced.project(jnp.zeros(sum(self.sizes.values())), keep=keep, cost=self._share)
+    q = jax.nn.sigmoid(rest[0])
+    return 4 * q * (1 - q)
+
+  def _share(self, mask):
+    return self.cost.fraction(self.scatter(mask))
+
+  def _hard_at(self, ranking, keep):
+    # A fraction that went through float32 must not move the final budget.
+    keep = float(np.asarray(keep))
+    final = keep <= self.keep * (1 + 1e-6)
+    limit = self.limit if final else min(int(keep * self.cost.total), self.cost.total)
+    return self._round(np.asarray(ranking), limit)
+
+  def _round(self, ranking, limit):
+    arrays, start = {}, 0
+    for name, size in self.sizes.items():
+      arrays[name] = ranking[start : start + size]
+      start += size
+    floors = {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
+    return np.concatenate(list(round_to_budget(arrays, self.cost, limit, **floors).values()))
+
+
+def _split(flat, names, shapes):
+  arrays, start = {}, 0
+  for name, shape in zip(names, shapes, strict=True):
+    stop = start + math.prod(shape)
+    arrays[name] = flat[start:stop].reshape(shape)
+    start = stop
+  return arrays
