@@ -71,7 +71,7 @@ def assemble(fn: Callable, leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
   still = tuple(
     Group(_label(found[a]), a.size, tuple(found[a]), a.reason)
     for a in order
-    if a.reason is not None and not a.hidden
+    if a.reason is not None and not a.hidden and _stands_alone(a, traced)
   )
   return Graph(fn, leaves, groups, still, operators, params)
 
@@ -108,6 +108,12 @@ def _with_biases(slices: list[Slice]) -> list[Slice]:
     replace(s, role='producer') if s.role == 'carrier' and s.path[:-1] in modules else s
     for s in slices
   ]
+
+
+def _stands_alone(atom: Atom, traced: Traced) -> bool:
+  """Whether some axis holds the atom and no group: the pixels of a flatten are no news."""
+  dims = [list(atoms(dim)) for dims in traced.leaf_dims for dim in dims]
+  return any(atom in on and all(a.reason is not None for a in on) for on in dims)
 
 
 def _label(slices: list[Slice]) -> str:

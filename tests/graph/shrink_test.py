@@ -244,3 +244,10 @@ def test_slim_exports_with_a_symbolic_batch(traced, name):
     rtol=1e-5,
     atol=1e-5,
   )
+
+
+def test_batch_statistics_at_another_batch_size(traced):
+  """BatchNorm's means divide by a literal B * H * W: a new batch size is a new trace."""
+  case, graph = traced('flatten_chw')
+  x = (images(3, *SMALL[1:]),)
+  assert_agreement(graph, case.variables, x, case.train, random_masks(graph, 8), grads=False)

@@ -119,6 +119,7 @@ def test_a_flattened_consumer_knows_its_channels():
     (consumer,) = graph.groups['b' if name == 'vgg' else 'a'].consumers
     channel = np.arange(layout[2])[None, None] if name == 'vgg' else np.arange(6)[:, None, None]
     np.testing.assert_array_equal(consumer.index, np.broadcast_to(channel, layout).ravel())
+    assert set(frozen_reasons(graph).values()) == {'an input', 'an output'}  # no word of pixels
 
 
 def test_a_layer_normed_stream_is_frozen_and_the_norm_is_named():
