@@ -32,9 +32,9 @@ def dilated(x, seen, get, a, b):
   return conv(
     x,
     get((3, 3, x.shape[-1], 2 + a)),
-    padding=((2, 2), (1, 0)),
+    padding=((2, 2), (1, 1)),
     rhs_dilation=(1 + b % 2, 1),
-    lhs_dilation=(1, 2),
+    lhs_dilation=(1, 1 + b // 2),
   )
 
 
