@@ -10,12 +10,12 @@ from typing import Any
 
 import ml_collections
 
-from configs import mnist_mini
+from configs import mnist_lenet
 
 
 def get_config(arg: str = '') -> Any:
   """The config; `:runlocal` shrinks every stage to a few steps."""
-  config = mnist_mini.get_config(arg)
+  config = mnist_lenet.get_config(arg)
   config.prune.keep = 0.1
   config.model = ml_collections.ConfigDict({'name': 'resnet_cifar', 'depth': 20})
   config.baselines = ('dense', 'magnitude', 'gradual_magnitude')

@@ -20,6 +20,8 @@ _LABELS = {
   'straight_through': 'straight-through top-k',
   'spartan': "Spartan's mask",
   'pdp': 'PDP',
+  'l1_uniform': 'L1, uniform width',
+  'random_uniform': 'random, uniform width',
 }
 _INK, _SECOND, _SOFT = '#1f3b73', '#d9822b', '#c9d3e6'
 
@@ -43,10 +45,10 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     '| run | test accuracy | kept, requested | kept, achieved | seconds |',
     '|---|--:|--:|--:|--:|',
   ]
-  for s in sorted(summaries, key=lambda s: s['method'] != 'dense'):
+  for s in sorted(summaries, key=lambda s: s['row'] != 'dense'):
     share = s['achieved'] / s['total']
     rows.append(
-      f'| {label(s["method"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
+      f'| {label(s["row"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
       f'{s["achieved"]:,} of {s["total"]:,} ({100 * share:.2f} %) | {s["seconds"]:.0f} |'
     )
   return '\n'.join(rows)
@@ -164,8 +166,8 @@ def _draw_kept(workdir, summaries):
     places = [y + (i - (len(rows) - 1) / 2) * height for y in range(len(names))]
     values = [100 * row['kept_per_array'][name] for name in names]
     color = (_INK, _SECOND, '#7a9e7e', '#8c6bb1', '#999999')[i % 5]
-    bars = axes.barh(places, values, height=height, color=color, label=label(row['method']))
-    axes.barlabel(bars, fmt='%.1f', padding=2, fontsize=7)
+    bars = axes.barh(places, values, height=height, color=color, label=label(row['row']))
+    axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=7)
   axes.set_yticks(range(len(names)), names)
   axes.invert_yaxis()
   axes.set(xlabel='kept, % of the layer')
@@ -198,9 +200,9 @@ def _axes(figsize):
   return figure, axes
 
 
-def label(method: str) -> str:
-  """The name of a method in tables."""
-  return _LABELS.get(method, method)
+def label(row: str) -> str:
+  """The name of a row in tables."""
+  return _LABELS.get(row, row)
 
 
 def _percent(accuracy):

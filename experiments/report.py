@@ -30,8 +30,8 @@ FLAGS = flags.FLAGS
 README = pathlib.Path('README.md')
 _TABLE = re.compile(r'(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
 _COLUMNS = (
-  'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'total', 'unit', 'parameters',
-  'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
+  'row', 'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'total', 'unit',
+  'parameters', 'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
 )  # fmt: skip
 
 
@@ -58,18 +58,18 @@ def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def table_of(rows: list[dict[str, Any]]) -> str:
   """The Markdown table of CSV rows, dense first, mean and standard deviation over the seeds."""
   lines = ['| run | seeds | test accuracy, % | kept | seconds |', '|---|--:|--:|--:|--:|']
-  methods = list(dict.fromkeys(row['method'] for row in rows))
-  for method in sorted(methods, key=lambda name: name != 'dense'):
-    mine = [row for row in rows if row['method'] == method]
+  names = list(dict.fromkeys(row['row'] for row in rows))
+  for name in sorted(names, key=lambda name: name != 'dense'):
+    mine = [row for row in rows if row['row'] == name]
     values = [100 * float(row['accuracy']) for row in mine]
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
     kept = {(int(row['achieved']), int(row['total'])) for row in mine}
     if len(kept) > 1:
-      raise ValueError(f'runs of {method} keep different counts {sorted(kept)}; report them apart.')
+      raise ValueError(f'runs of {name} keep different counts {sorted(kept)}; report them apart.')
     (achieved, prunable) = kept.pop()
     seconds = statistics.median(float(row['seconds']) for row in mine)
     lines.append(
-      f'| {label(method)} | {len(mine)} | {statistics.mean(values):.2f}{spread} | '
+      f'| {label(name)} | {len(mine)} | {statistics.mean(values):.2f}{spread} | '
       f'{achieved:,} of {prunable:,} ({100 * achieved / prunable:.2f} %) | {seconds:.0f} |'
     )
   return '\n'.join(lines) + '\n'

@@ -37,7 +37,8 @@ def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]
   """The run of a config and its baselines under the identical recipe.
 
   The baselines in `config.baselines` fork from the main run where its dense stage ends: same
-  weights, optimizer state and order of the data. They lie in `workdir`/baselines.
+  weights, optimizer state and order of the data. They lie in `workdir`/baselines. Each is the config
+  of the main run with the fields of `config.rows[name]` changed, or with the method `name`.
 
   Args:
     config: of the main run.
@@ -51,8 +52,8 @@ def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]
   summaries = [main]
   for name in config.get('baselines', ()):
     baseline = ml_collections.ConfigDict(config)
-    baseline.method = name
-    baseline.baselines = ()
+    baseline.update(config.rows.get(name, {'method': name}))
+    baseline.update({'row': name, 'baselines': ()})
     fork = workdir if main['stages']['dense'] else None
     place = pathlib.Path(workdir) / 'baselines' / name
     summaries.append(train_and_evaluate(baseline, place, data=data, fork=fork))
@@ -69,7 +70,7 @@ def train_and_evaluate(
   """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
 
   Args:
-    config: see configs/mnist_mini.py for every field.
+    config: see configs/mnist_lenet.py for every field.
     workdir: run folder; config.json, environment.json, metrics.jsonl, checkpoints/, masks.npz,
       pruned.npz and summary.json are written there.
     data: the data set, where it is loaded already; default: the one that `config.data` names.
@@ -97,7 +98,7 @@ def train_and_evaluate(
       state, position = checkpoints.restore(jax.eval_shape(create))
       seconds = position['seconds']
     elif fork is not None:
-      state = _fork(fork, create(), stages, data)
+      state = _fork(fork, create, stages, data)
     else:
       state = create()
     run = _Run(config, workdir, recipe, data, checkpoints, seconds)
@@ -196,23 +197,19 @@ def _eval_steps(config, stages: Stages, examples: int) -> set[int]:
   return set(range(every, stages.total, every)) | {b for b in bounds if b > 0}
 
 
-def _fork(source, state: TrainState, stages: Stages, data) -> TrainState:
-  """The state with weights, statistics and weight optimizer of the end of another's dense stage."""
+def _fork(source, create, stages: Stages, data) -> TrainState:
+  """A state with weights, statistics and weight optimizer of the end of another's dense stage."""
   config = run_folder.read_config(source)
-  recipe, create = build(config, data)
+  recipe, template = build(config, data)
   if recipe.stages.soft_start != stages.soft_start:
     raise ValueError(
       f'{source} has a dense stage of {recipe.stages.dense} steps; expected {stages.dense}.'
     )
   with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
-    donor, _ = checkpoints.restore(jax.eval_shape(create), stages.soft_start)
-  return dataclasses.replace(
-    state,
-    step=donor.step,
-    params=donor.params,
-    batch_stats=donor.batch_stats,
-    opt_state=transplant(state.opt_state, donor.opt_state),
-  )
+    donor, _ = checkpoints.restore(jax.eval_shape(template), stages.soft_start)
+  state = create({'params': donor.params, 'batch_stats': donor.batch_stats})
+  opt_state = transplant(state.opt_state, donor.opt_state)
+  return dataclasses.replace(state, step=donor.step, opt_state=opt_state)
 
 
 def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) -> dict[str, Any]:
@@ -231,6 +228,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     budget = dataclasses.replace(budget, keep=1.0)
   accounted = account(recipe.prunable, budget, hard)
   summary = {
+    'row': config.row or config.method,
     'method': config.method,
     'seed': config.seed,
     'stages': recipe.stages._asdict(),

@@ -47,16 +47,16 @@ METHODS = {
 }
 
 
-def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[[], TrainState]]:
+def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[..., TrainState]]:
   """The recipe of a run and what creates its state at step 0.
 
   Args:
-    config: see configs/mnist_mini.py for every field.
+    config: see configs/mnist_lenet.py for every field.
     data: gives image shape, number of classes and channel statistics.
 
   Returns:
-    The recipe and a jitted function that creates the state from `config.seed`; `jax.eval_shape` of
-    it is the template of a checkpoint.
+    The recipe and a jitted function that creates the state at step 0, from given variables or from
+    `config.seed`; `jax.eval_shape` of it is the template of a checkpoint.
 
   Raises:
     ValueError: an unknown name or an option out of range.
@@ -72,8 +72,10 @@ def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[[], T
   tx = build_optimizer(config, stages)
 
   @jax.jit
-  def create():
-    return create_train_state(initialise(key_init, images), method, tx, key_train)
+  def create(variables=None):
+    if variables is None:
+      variables = initialise(key_init, images)
+    return create_train_state(variables, method, tx, key_train)
 
   recipe = Recipe(
     apply=model.apply,

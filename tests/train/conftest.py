@@ -2,13 +2,13 @@
 
 import pytest
 
-from configs import mnist_mini
+from configs import mnist_lenet
 from dtp_jax.train import loop
 
 
 def tiny_config():
   """The main job with a small network, 12 steps a stage and a remainder in the last batch."""
-  config = mnist_mini.get_config('runlocal')
+  config = mnist_lenet.get_config('runlocal')
   config.model.features = (2, 4)
   config.model.hidden = (16,)
   config.data.eval_batch_size = 300

@@ -173,8 +173,10 @@ def test_metrics_of_a_resumed_run_drop_what_came_after_its_checkpoint(tmp_path):
 
 def test_unknown_names_in_a_config_are_answered_with_those_there_are(built):
   data, _, _ = built
-  for field, value in (('method', 'magic'), ('prune.granularity', 'atoms'), ('model.name', 'leenet'),
-                       ('optimizer.name', 'sdg')):  # fmt: skip
+  unknown = {
+    'method': 'magic', 'prune.granularity': 'atoms', 'model.name': 'leenet', 'optimizer.name': 'sdg'
+  }  # fmt: skip
+  for field, value in unknown.items():
     config = tiny_config()
     *section, name = field.split('.')
     functools.reduce(lambda c, k: c[k], section, config)[name] = value
