@@ -1,0 +1,145 @@
+"""Reading the folder of a slim model."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from dtp_jax.export import tensors
+from dtp_jax.export.kept import Cuts, kept_from_json
+from dtp_jax.graph import Graph, Slim, shrink
+from dtp_jax.train.folder import read_json
+
+__all__ = [
+  'FORMAT',
+  'KEPT',
+  'MANIFEST',
+  'PROGRAM',
+  'VARIABLES',
+  'SavedSlim',
+  'load_slim',
+  'masks_of',
+  'read_files',
+]
+
+FORMAT = 1
+VARIABLES, KEPT, MANIFEST = 'variables.safetensors', 'kept.json', 'manifest.json'
+PROGRAM = 'stablehlo.bin'
+
+
+@dataclass(frozen=True, eq=False)
+class SavedSlim:
+  """A slim model read from its folder. Call it: `saved(images)` runs its StableHLO.
+
+  Attributes:
+    folder: where it was read from.
+    variables: nested dicts of arrays on the host, whatever tree the model had.
+    kept: {group: increasing indices of the channels kept}.
+    sizes: {group: channels in the dense network}.
+    cuts: per array, its dense shape and the positions kept along the axes that were cut.
+    manifest: versions, inputs and outputs, costs, checks.
+  """
+
+  folder: pathlib.Path
+  variables: dict[str, Any]
+  kept: dict[str, np.ndarray]
+  sizes: dict[str, int]
+  cuts: Cuts
+  manifest: dict[str, Any]
+
+  @cached_property
+  def program(self) -> jax.export.Exported:
+    """The StableHLO: `program.call(variables, *inputs)`, at any batch size, under jit or not."""
+    return jax.export.deserialize(bytearray((self.folder / PROGRAM).read_bytes()))
+
+  def __call__(self, *inputs: Any) -> Any:
+    """Outputs of the program for its own variables; no code of the model is needed."""
+    return self.program.call(self.variables, *inputs)
+
+  def restore(self, graph: Graph, variables: Any) -> Slim:
+    """The slim network with the code of the model, to fine-tune it or run it in training mode.
+
+    Args:
+      graph: the dense network, traced anew.
+      variables: its dense variables, for their tree alone: ShapeDtypeStructs will do.
+
+    Returns:
+      What `dtp_jax.graph.shrink` returned when this was saved.
+
+    Raises:
+      ValueError: the network is another one; the first difference is named.
+    """
+    for name in (*self.sizes, *graph.sizes):
+      if self.sizes.get(name) != graph.sizes.get(name):
+        raise ValueError(
+          f'group {name!r} has {graph.sizes.get(name)} channels in this graph; expected '
+          f'{self.sizes.get(name)}, as in {self.folder}. Trace the network that was saved.'
+        )
+    abstract = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, 'shape') else a, variables
+    )
+    slim = shrink(graph, abstract, masks_of(self.kept, self.sizes), min_keep=0)
+    structs, rebuild = tensors.flatten(slim.variables)
+    arrays = tensors.flat(self.variables)
+    for name in (*structs, *arrays):
+      there, here = (getattr(d.get(name), 'shape', None) for d in (arrays, structs))
+      if there != here:
+        raise ValueError(
+          f'{name!r} has the shape {there} in {self.folder}; expected {here}, as in this graph. '
+          'Trace the network that was saved.'
+        )
+    given = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return Slim(rebuild(given), slim.kept, slim.apply)
+
+
+def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
+  """Reads what `save_slim` wrote.
+
+  Raises:
+    FileNotFoundError: no slim model in the folder.
+    ValueError: of a newer format, or its files do not fit together.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / MANIFEST).exists():
+    raise FileNotFoundError(
+      f'{folder} is not the folder of a slim model: it has no {MANIFEST}. Write one with '
+      'dtp_jax.export.save_slim or python -m experiments.export.'
+    )
+  manifest = read_json(folder / MANIFEST)
+  if manifest.get('format') != FORMAT:
+    raise ValueError(
+      f'{folder} has format {manifest.get("format")}; expected {FORMAT}. Load it with the '
+      f'versions that wrote it: {manifest.get("versions")}.'
+    )
+  return read_files(folder, manifest)
+
+
+def masks_of(kept: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """{group: bool mask of shape (n,)} of the channels kept."""
+  return {name: np.isin(np.arange(size), kept[name]) for name, size in sizes.items()}
+
+
+def read_files(folder: pathlib.Path, manifest: dict[str, Any]) -> SavedSlim:
+  """Reads the files beside the manifest.
+
+  Raises:
+    ValueError: they do not fit together.
+  """
+  kept, sizes, cuts = kept_from_json(read_json(folder / KEPT))
+  arrays = tensors.read(folder / VARIABLES)
+  for name in (*cuts, *arrays):
+    there = arrays[name].shape if name in arrays else None
+    expected = cuts[name].slim_shape if name in cuts else None
+    if there != expected:
+      raise ValueError(
+        f'{name!r} has the shape {there} in {VARIABLES} of {folder}; expected {expected}, as '
+        f'{KEPT} has it. The folder was changed after it was written: export again.'
+      )
+  return SavedSlim(folder, tensors.nested(arrays), kept, sizes, cuts, manifest)

@@ -1,0 +1,80 @@
+"""ONNX through jax2onnx, which the main environment need not have."""
+
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from dtp_jax.export.checks import ExportError
+from dtp_jax.export.signature import Signature
+from dtp_jax.graph import Slim
+
+__all__ = ['check_installed', 'runner', 'write_onnx']
+
+_JAX2ONNX = '0.17.1'
+
+
+def check_installed() -> None:
+  """Raises ImportError, with the commands to run, where ONNX export is not installed."""
+  for module in ('onnx', 'onnx_ir', 'onnxruntime', 'jax2onnx'):
+    if importlib.util.find_spec(module) is None:
+      raise ImportError(
+        f'ONNX export needs {module}, which is not installed:\n'
+        "  pip install 'dtp-jax[onnx]'\n"
+        f'  pip install --no-deps jax2onnx=={_JAX2ONNX}\n'
+        'Mind --no-deps: jax2onnx asks for an orbax-checkpoint older than training needs.'
+      )
+
+
+def write_onnx(
+  path: pathlib.Path, slim: Slim, signature: Signature, kwargs: Mapping[str, Any]
+) -> None:
+  """Writes the slim network as ONNX, variables inside, through jax2onnx.
+
+  Inputs are named by `Signature.names` and outputs 'output_0' and on.
+
+  Raises:
+    ExportError: jax2onnx cannot convert the function; with its reason.
+    ImportError: see `check_installed`.
+  """
+  check_installed()
+  import jax2onnx  # pyright: ignore[reportMissingImports]
+
+  leaves, treedef = jax.tree.flatten(signature.structs)
+
+  def run(*leaves: Any) -> Any:
+    return slim.apply(slim.variables, *jax.tree.unflatten(treedef, leaves), **kwargs)
+
+  # Traced here: jax2onnx patches Flax while it traces, and would show the graph operators of its
+  # own in place of the primitives that its rules know.
+  program = jax.make_jaxpr(run)(*leaves)
+  try:
+    model = jax2onnx.to_onnx(
+      jaxpr_as_fun(program),
+      inputs=leaves,
+      model_name='slim',
+      input_names=signature.names,
+      output_names=[f'output_{i}' for i in range(len(program.out_avals))],
+    )
+    path.write_bytes(model.SerializeToString())
+  except Exception as error:  # of any type: it has no base class of its own
+    raise ExportError(
+      'jax2onnx could not convert the slim network; export it without onnx, or change what it '
+      f'names: {type(error).__name__}: {error}'
+    ) from error
+
+
+def runner(path: pathlib.Path, names: list[str]) -> Callable[..., list[np.ndarray]]:
+  """The model in a file as a function of inputs, run by onnxruntime on the CPU."""
+  import onnxruntime  # pyright: ignore[reportMissingImports]
+
+  session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+
+  def run(*inputs: Any) -> list[np.ndarray]:
+    return session.run(None, dict(zip(names, jax.tree.leaves(inputs), strict=True)))
+
+  return run

@@ -1,0 +1,175 @@
+"""Writing the folder of a slim model, checked against the masked network."""
+
+import contextlib
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import dtp_jax
+from dtp_jax.export import onnx as onnx_file
+from dtp_jax.export import tensors
+from dtp_jax.export.checks import Reference, default_tolerance
+from dtp_jax.export.kept import kept_as_json
+from dtp_jax.export.load import (
+  FORMAT,
+  KEPT,
+  MANIFEST,
+  PROGRAM,
+  VARIABLES,
+  SavedSlim,
+  masks_of,
+  read_files,
+)
+from dtp_jax.export.signature import Signature
+from dtp_jax.export.stablehlo import PLATFORMS, stablehlo
+from dtp_jax.graph import Graph, Slim, shrink
+from dtp_jax.train.folder import write_json
+
+__all__ = ['save_slim']
+
+ONNX = 'model.onnx'
+
+
+def save_slim(
+  folder: str | os.PathLike[str],
+  graph: Graph,
+  variables: Any,
+  hard: Mapping[str, Any],
+  inputs: tuple[Any, ...],
+  *,
+  kwargs: Mapping[str, Any] | None = None,
+  about: Mapping[str, Any] | None = None,
+  onnx: bool = False,
+  tolerance: float | None = None,
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Shrinks a network and writes it as data, checked against the masked network.
+
+  The folder holds variables.safetensors, kept.json, stablehlo.bin, manifest.json and perhaps
+  model.onnx. It appears whole, after what was written has been read back and run, on the CPU, at
+  two batch sizes; where anything fails, nothing of it is left.
+
+  Args:
+    folder: new folder.
+    graph: from `dtp_jax.graph.trace`.
+    variables: dense variables, arrays. Those of a slim network that was fine-tuned are first made
+      dense again by `expand`.
+    hard: {group: (n,) mask of 0 and 1}, as for `dtp_jax.graph.shrink`.
+    inputs: tuple of example inputs, arrays or trees of them, as the function takes them after the
+      variables. The first one's leading axis is the batch; so is that of every other array where
+      it is as long.
+    kwargs: keyword arguments of the function, as in {'train': False}; fixed in the programs.
+    about: what to note in the manifest, as JSON: the budget that was requested, the data.
+    onnx: also write model.onnx, and check it in onnxruntime. Needs the extra `onnx`.
+    tolerance: largest difference from the masked network that passes, relative to the largest
+      output. Default: 1e-5, or four roundings of the outputs' type for half precision.
+    overwrite: replace a slim model that is in the folder.
+
+  Returns:
+    The manifest: versions, inputs, outputs, costs of the dense and the slim network, checks.
+
+  Raises:
+    ExportError: a difference over the tolerance, with the figures; or jax or jax2onnx refuse.
+    FileExistsError: there is something in the folder.
+    ImportError: ONNX without what it needs, with the commands to install it.
+    TypeError, ValueError: inputs without a batch, variables or masks unlike the graph's.
+  """
+  folder, kwargs = pathlib.Path(folder), dict(kwargs or {})
+  _check_free(folder, overwrite)
+  if onnx:
+    onnx_file.check_installed()
+  signature, slim = Signature.of(inputs), shrink(graph, variables, hard)
+  batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
+  masks = masks_of(slim.kept, graph.sizes)
+  references = Reference.of_masked(graph, variables, masks, batches, kwargs)
+  tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
+  with _whole(folder) as temporary:
+    written = _write_data(temporary, graph, slim, signature, kwargs)
+    checks = {'stablehlo': [r.check('StableHLO', written, tolerance) for r in references]}
+    if onnx:
+      onnx_file.write_onnx(temporary / ONNX, slim, signature, kwargs)
+      run = onnx_file.runner(temporary / ONNX, signature.names)
+      checks['onnx'] = [r.check('ONNX model', run, tolerance) for r in references]
+    manifest = {
+      'format': FORMAT,
+      'versions': _versions(onnx),
+      'platforms': list(PLATFORMS),
+      'inputs': _described(signature.names, jax.tree.leaves(signature.structs)),
+      'outputs': _described(None, written.program.out_avals),
+      'kwargs': {name: repr(value) for name, value in kwargs.items()},
+      'costs': _costs(graph, slim),
+      'checks': {'tolerance': tolerance, **checks},
+      'about': dict(about or {}),
+    }
+    write_json(temporary / MANIFEST, manifest)
+  return manifest
+
+
+def _write_data(
+  folder: pathlib.Path, graph: Graph, slim: Slim, signature: Signature, kwargs: dict[str, Any]
+) -> SavedSlim:
+  """Writes variables, kept channels and program, and reads them back."""
+  tensors.write(folder / VARIABLES, tensors.flatten(slim.variables)[0])
+  write_json(folder / KEPT, kept_as_json(graph, slim.kept))
+  (folder / PROGRAM).write_bytes(stablehlo(slim, signature, kwargs))
+  return read_files(folder, {})
+
+
+def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
+  """Nothing is replaced unasked, and nothing ever that is no slim model."""
+  if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    return
+  if not (folder / MANIFEST).exists():
+    raise FileExistsError(f'{folder} exists and is no slim model; expected a new folder.')
+  if not overwrite:
+    raise FileExistsError(f'{folder} holds a slim model; name a new folder, or overwrite it.')
+
+
+@contextlib.contextmanager
+def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to write in, which takes its place when all went well and goes away if not."""
+  folder = folder.absolute()
+  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
+  replaced = temporary.with_suffix('.old')
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    if folder.exists():
+      folder.replace(replaced)
+    temporary.replace(folder)
+  finally:
+    for leftover in (temporary, replaced):
+      shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _versions(onnx: bool) -> dict[str, str]:
+  packages = ('jax', 'jaxlib', 'numpy', 'safetensors', *(('jax2onnx', 'onnx') if onnx else ()))
+  versions = {name: metadata.version(name) for name in packages}
+  return {'dtp-jax': dtp_jax.__version__, 'python': platform.python_version(), **versions}
+
+
+def _described(names: list[str] | None, structs: Any) -> list[dict[str, Any]]:
+  names = names or [f'output_{i}' for i in range(len(structs))]
+  return [
+    {
+      'name': name,
+      'shape': [n if isinstance(n, int) else str(n) for n in struct.shape],
+      'dtype': jnp.dtype(struct.dtype).name,
+    }
+    for name, struct in zip(names, structs, strict=True)
+  ]
+
+
+def _costs(graph: Graph, slim: Slim) -> dict[str, dict[str, int]]:
+  counts = {name: len(channels) for name, channels in slim.kept.items()}
+  return {
+    name: {'dense': cost.total, 'slim': cost.at(counts)}
+    for name, cost in (('params', graph.params), ('macs', graph.macs))
+  }

@@ -1,0 +1,52 @@
+"""StableHLO: the slim network as a program that needs no code of the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.export
+
+from dtp_jax.export.checks import ExportError
+from dtp_jax.export.signature import Signature
+from dtp_jax.export.tensors import flat, flatten, nested
+from dtp_jax.graph import Slim
+
+__all__ = ['PLATFORMS', 'stablehlo']
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def stablehlo(slim: Slim, signature: Signature, kwargs: Mapping[str, Any]) -> bytes:
+  """The slim network as StableHLO, for CPU, CUDA and TPU at once.
+
+  The program takes (variables, *inputs): the variables are arguments, as nested dicts by name, so
+  they are stored once and can be exchanged for others of the same shapes. It has no derivatives:
+  `SavedSlim.restore` is there for training.
+
+  Args:
+    slim: the network.
+    signature: of its inputs.
+    kwargs: keyword arguments, fixed in the program.
+
+  Returns:
+    What `jax.export.deserialize` reads.
+
+  Raises:
+    ExportError: jax cannot export the function; with its reason.
+  """
+  arrays, rebuild = flatten(slim.variables)
+  structs = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+
+  def run(variables: Mapping[str, Any], *inputs: Any) -> Any:
+    return slim.apply(rebuild(flat(variables)), *inputs, **kwargs)
+
+  try:
+    exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(
+      nested(structs), *signature.structs
+    )
+    return bytes(exported.serialize())
+  except Exception as error:  # of any type: what stops it comes from the model or from jax
+    raise ExportError(
+      'jax.export refused the function. It must take any batch size, and inputs and outputs must '
+      f'be arrays in dicts, lists and tuples: {type(error).__name__}: {error}'
+    ) from error
