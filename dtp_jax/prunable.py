@@ -40,6 +40,7 @@ class Prunable(NamedTuple):
     apply_masks: (params, masks) -> params times masks {name: array of the score shape}. Pure;
       differentiable in both.
     costs: for channels, what a budget can be counted in: {'count', 'params', 'macs': polynomial}.
+    graph: for channels, the traced network.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -47,6 +48,7 @@ class Prunable(NamedTuple):
   magnitude: Callable[[Params], dict[str, Array]]
   apply_masks: Callable[[Params, Masks], Params]
   costs: Mapping[str, Any] = {}
+  graph: Graph | None = None
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -161,21 +163,26 @@ def channels(
     A Prunable with one score per channel and the costs 'count', 'params' and 'macs'.
 
   Raises:
-    ValueError: a graph without groups (with its report), a pattern that matches none, an unknown
-      importance, or 'bn' for a group without a scale.
+    ValueError: no group, or none that is not excluded (with the graph's report), a pattern that
+      matches none, an unknown importance, or 'bn' for a group without a scale.
   """
   groups = _matching(dict(graph.groups), exclude, 'groups')
   if not groups:
-    raise ValueError(f'the graph has no channel group to prune:\n{graph}')
+    raise ValueError(f'the graph has no channel group left to prune:\n{graph}')
   scores = {
     'l1': lambda params: graph.channel_sums(params, jnp.abs),
     'l2': lambda params: {
       name: _root(total) for name, total in graph.channel_sums(params, jnp.square).items()
     },
-    'bn': lambda params: _scales(graph, params),
+    'bn': lambda params: graph.channel_sums(_scales_alone(params), jnp.abs, ('carrier',)),
   }
   if importance not in scores:
     raise ValueError(f'importance is {importance!r}; expected one of {sorted(scores)}.')
+  for name, group in groups.items():
+    if importance == 'bn' and not any(_is_scale(s.path) for s in group.carriers):
+      raise ValueError(
+        f"group {name!r} has no normalisation scale; choose importance 'l1' or 'l2', or exclude it."
+      )
 
   def magnitude(params):
     found = scores[importance](params)
@@ -189,22 +196,22 @@ def channels(
     magnitude=magnitude,
     apply_masks=graph.apply_masks,
     costs={'count': count, 'params': graph.params, 'macs': graph.macs},
+    graph=graph,
   )
 
 
-def _scales(graph, params):
-  """|scale| of the normalisation that carries each group: its parameter named 'scale'."""
-  leaves = paths(params)
-  found = {}
-  for name, group in graph.groups.items():
-    carried = ['/'.join(s.path) for s in group.carriers if s.path[-1] == 'scale']
-    carried = [p if p in leaves else p.partition('/')[2] for p in carried]
-    if not carried:
-      raise ValueError(
-        f"group {name!r} has no normalisation scale; choose importance 'l1' or 'l2', or exclude it."
-      )
-    found[name] = sum(jnp.abs(leaves[p]) for p in carried)
-  return found
+def _scales_alone(params):
+  """The parameters with everything but normalisation scales zero."""
+
+  def keep(path, x):
+    path = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    return x if _is_scale(tuple(path)) else jnp.zeros_like(x)
+
+  return jax.tree_util.tree_map_with_path(keep, params)
+
+
+def _is_scale(path):
+  return path[-1] == 'scale' or path[-2:] == ('scale', 'value')  # the latter in an NNX state
 
 
 def _mean_or_one(x):

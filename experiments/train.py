@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dtp_jax import report
-from dtp_jax.train import loop
+from dtp_jax.train import loop, slim
 from dtp_jax.train.flags import parse_flags
 
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')
@@ -26,6 +26,8 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
     summaries = loop.compare(FLAGS.config, FLAGS.workdir)
+    if summaries[0]['widths']:
+      slim.finish(FLAGS.workdir)
   except (ValueError, FileNotFoundError, ImportError, loop.DivergedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   path = report.write_report(FLAGS.workdir)

@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from dtp_jax.budget import account
+from dtp_jax.cost import counts_of
 from dtp_jax.data import pipeline, sources
 from dtp_jax.optimizer import transplant
 from dtp_jax.prunable import paths
@@ -237,8 +238,9 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     **accounted._asdict(),
     'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
-    'nonzero': int(sum(np.count_nonzero(w) for k, w in pruned.items() if k.startswith('params/'))),
+    'parameters_left': _parameters_left(recipe, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
+    'widths': _widths(recipe, hard),
     'seconds': round(run.seconds, 1),
   }
   # Rerunning a finished run changes nothing: its time is that of the first time.
@@ -247,6 +249,20 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     return run_folder.read_json(path)
   run_folder.write_json(path, summary)
   return summary
+
+
+def _parameters_left(recipe: Recipe, hard, pruned) -> int:
+  """Parameters of the slim network; for single weights those that are not zero."""
+  if recipe.prunable.graph is not None:
+    return recipe.prunable.graph.params.at(counts_of(hard))
+  return sum(int(np.count_nonzero(w)) for k, w in pruned.items() if k.startswith('params/'))
+
+
+def _widths(recipe: Recipe, hard) -> dict[str, Any] | None:
+  """For channels: {group: [dense, kept]}, in the order of the network; None otherwise."""
+  if recipe.prunable.graph is None:
+    return None
+  return {name: [mask.size, int(np.count_nonzero(mask))] for name, mask in hard.items()}
 
 
 def _save_arrays(path, arrays):
