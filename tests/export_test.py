@@ -102,6 +102,7 @@ def test_the_folder_tells_what_was_kept_cut_spent_and_checked(net, saved):
   assert sorted(path.name for path in folder.iterdir()) == [
     'kept.json', 'manifest.json', 'stablehlo.bin', 'variables.safetensors'
   ]  # fmt: skip
+  assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
   kept = json.loads((folder / 'kept.json').read_text())
   assert kept['groups']['stem'] == {'size': 6, 'kept': [0, 2, 3]}
   flattened = [c for p in range(16) for c in (6 * p, 6 * p + 2, 6 * p + 3)]
@@ -143,9 +144,10 @@ def test_a_new_trace_restores_the_slim_network_with_its_code(net, saved):
 
 def test_a_network_that_is_not_the_saved_one_is_refused(saved):
   loaded = export.load_slim(saved[0])
+  case = CASES['plain']()
+  graph = trace(case.fn, case.variables, *case.inputs)
   with pytest.raises(ValueError, match=r"group 'hidden' has None channels .* expected 5"):
-    case = CASES['plain']()
-    loaded.restore(trace(case.fn, case.variables, *case.inputs), case.variables)
+    loaded.restore(graph, case.variables)
   wide = images(1, 4, 4, 5)
   abstract = jax.eval_shape(lambda: Net().init(jax.random.key(0), wide, False))
   graph = trace(Net().apply, abstract, wide, train=False)

@@ -106,7 +106,8 @@ def write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
       as_bytes = np.frombuffer(array.tobytes(), np.uint8)
       array = as_bytes.reshape(*array.shape, array.dtype.itemsize)
     stored[name] = array
-  safetensors.numpy.save_file(stored, path, metadata=types)
+  # Not save_file: it makes files that only their owner can read.
+  path.write_bytes(safetensors.numpy.save(stored, metadata=types))
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
