@@ -129,8 +129,10 @@ def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
   if not (folder / MANIFEST).exists():
     raise FileExistsError(f'{folder} exists and is no slim model; expected a new folder.')
   if not overwrite:
-    raise FileExistsError(f'{folder} holds a slim model; name a new folder, or '
-      'overwrite it (overwrite=True, --overwrite).')
+    raise FileExistsError(
+      f'{folder} holds a slim model; name a new folder, or '
+      'overwrite it (overwrite=True, --overwrite).'
+    )
 
 
 @contextlib.contextmanager
