@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -30,7 +31,8 @@ class Budget:
       array. 'erk': per array, the fraction proportional to the Erdos-Renyi-kernel density (RigL,
       arXiv:1911.11134), full arrays capped. 'row': the same count in every row of every array, as
       for N:M sparsity. The counts add up to the requested total exactly in the first three.
-      Channels know 'global' (learned widths) and 'layer' (uniform width).
+      Channels know 'global' (learned widths) and 'layer' (uniform width, to one channel a group
+      and as large as that allows).
     min_keep: channels that every group keeps at least.
     multiple_of: channel groups keep a multiple of it (8, 128 for hardware), or all their channels.
   """
@@ -69,7 +71,10 @@ class Budget:
       ValueError: an amount larger than n.
     """
     if isinstance(self.keep, float):
-      return round(self.keep * n) if self.of == 'count' else math.floor(self.keep * n)
+      if self.of == 'count':
+        return round(self.keep * n)
+      # As written: 29 % of 100 is 29, where the float product lies below.
+      return math.floor(Fraction(str(self.keep)) * n)
     if self.keep > n:
       raise ValueError(f'keep is {self.keep} {self.unit}; expected at most the {n} there are.')
     return self.keep
@@ -148,9 +153,10 @@ def _channel_problems(prunable, budget):
   floors = {'min_keep': budget.min_keep, 'multiple_of': budget.multiple_of}
   if budget.scope == 'global':
     return (CostProblem(sizes, cost, limit, **floors),)
-  # Ranked by their place in their group, a prefix of all channels is the same share of each.
+  # Ranked by their place in their group, a prefix of all channels is the same share of each. What
+  # is left of the budget widens a group once: cheap ones would take many channels of it.
   uniform = {name: -np.arange(1, n + 1) / n for name, n in sizes.items()}
-  kept = round_to_budget(uniform, cost, limit, **floors)
+  kept = round_to_budget(uniform, cost, limit, **floors, fill_once=True)
   return tuple(
     CountProblem((name,), ((n,),), False, n, int(kept[name].sum())) for name, n in sizes.items()
   )

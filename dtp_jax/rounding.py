@@ -41,6 +41,7 @@ def round_to_budget(
   *,
   min_keep: int = 1,
   multiple_of: int = 1,
+  fill_once: bool = False,
 ) -> dict[str, np.ndarray]:
   """The best-ranked channels whose cost stays within a limit.
 
@@ -55,6 +56,7 @@ def round_to_budget(
     limit: largest cost, in the unit of the cost.
     min_keep: channels that every group keeps at least.
     multiple_of: groups keep a multiple of it, or all their channels.
+    fill_once: the filling adds at most one channel (or multiple) to a group.
 
   Returns:
     {group: boolean (n,)}.
@@ -69,7 +71,7 @@ def round_to_budget(
   order = np.argsort(-flat, kind='stable')
   owner = np.repeat(np.arange(len(groups)), [sizes[name] for name in groups])[order]
   counts = _longest_prefix(owner, groups, sizes, cost, limit, min_keep, multiple_of)
-  counts = _filled(owner, groups, sizes, counts, cost, limit, multiple_of)
+  counts = _filled(owner, groups, sizes, counts, cost, limit, multiple_of, fill_once)
   return {name: _best(ranking[name], counts[name]) for name in groups}
 
 
@@ -97,7 +99,7 @@ def _longest_prefix(owner, groups, sizes, cost, limit, min_keep, multiple_of):
   return counts_at(low)
 
 
-def _filled(owner, groups, sizes, counts, cost, limit, multiple_of):
+def _filled(owner, groups, sizes, counts, cost, limit, multiple_of, once):
   """Counts after adding whatever still fits, in the order of the ranking."""
   counts, seen = dict(counts), dict.fromkeys(groups, 0)
   still_open = set(groups)
@@ -107,9 +109,9 @@ def _filled(owner, groups, sizes, counts, cost, limit, multiple_of):
     if name not in still_open or seen[name] <= counts[name]:
       continue
     following = {**counts, name: _above(counts[name] + 1, sizes[name], multiple_of)}
-    if cost.at(following) <= limit:
-      counts = following
-    else:
+    fits = cost.at(following) <= limit
+    counts = following if fits else counts
+    if once or not fits:
       still_open.discard(name)
       if not still_open:
         break
