@@ -20,6 +20,9 @@ from dtp_jax.rounding import Cost, round_to_budget
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 
 
+_RAMP_ROUNDING = 1e-6  # a ramp ends at 1 - (1 - keep) in float32, however small keep is
+
+
 class Problem(Protocol):
   """What a method needs to know of a transport problem."""
 
@@ -100,7 +103,7 @@ class CountProblem(NamedTuple):
       return transport.hard_topk(ranking, self.k)
     count = jnp.round(jnp.asarray(keep) * self.n).astype(jnp.int32)
     # At the end of a ramp the count is k itself, not what float32 makes of k / n.
-    ended = jnp.asarray(keep) <= self.keep * (1 + 1e-6)
+    ended = jnp.asarray(keep) <= self.keep + _RAMP_ROUNDING
     count = jnp.where(ended, self.k, jnp.clip(count, self.k, self.n))
     return transport.hard_topk(ranking, count)
 
@@ -186,7 +189,7 @@ class CostProblem:
   def _hard_at(self, ranking, keep):
     # A fraction that went through float32 must not move the final budget.
     keep = float(np.asarray(keep))
-    final = keep <= self.keep * (1 + 1e-6)
+    final = keep <= self.keep + _RAMP_ROUNDING
     limit = self.limit if final else min(int(keep * self.cost.total), self.cost.total)
     return self._round(np.asarray(ranking), limit)
 
