@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> Any:
   config.optimizer.score_learning_rate = 0.01
   if arg != 'runlocal':
     config.stages.dense = 6.0
-    config.stages.soft = 6.0
-    config.stages.hard = 3.0
+    config.stages.soft = 3.0
+    config.stages.hard = 6.0
     config.eval_every = 1.0
   return config

@@ -12,22 +12,30 @@ def partitioned(
   weights: optax.GradientTransformation,
   scores: optax.GradientTransformation,
   *,
-  learn_scores: Callable[..., Any],
-) -> optax.GradientTransformation:
+  learn_scores: Callable[[Any], Any],
+) -> optax.GradientTransformationExtraArgs:
   """Weights and scores by their own optimizers, over the tree {'params': ..., 'scores': ...}.
 
   Args:
     weights: transform of the 'params' branch.
     scores: transform of the 'scores' branch.
-    learn_scores: step -> bool; the scores' transform runs and its state moves only where it is
-      true. Elsewhere their updates pass through, which are zero as masks do not depend on scores.
+    learn_scores: training step -> bool; the scores' transform runs and its state moves only where it
+      is true, elsewhere their updates are 0.
 
   Returns:
-    A GradientTransformation.
+    A GradientTransformation whose `update` takes the training step as `train_step=...`: a run that
+    forks from another does not start at its optimizer's step 0.
   """
-  scores = optax.transforms.conditionally_transform(scores, should_transform_fn=learn_scores)
+
+  def learning(step, *, train_step, **extra):
+    del step, extra
+    return learn_scores(train_step)
+
+  gated = optax.transforms.conditionally_mask(
+    scores, should_transform_fn=learning, forward_extra_args=True
+  )
   labels = {'params': 'params', 'scores': 'scores'}
-  return optax.partition({'params': weights, 'scores': scores}, labels)
+  return optax.partition({'params': weights, 'scores': gated}, labels)
 
 
 def transplant(opt_state: Any, donor: Any) -> Any:

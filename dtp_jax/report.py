@@ -113,8 +113,8 @@ def _slim_lines(workdir):
   slim = read_json(workdir / 'slim.json')
   time, costs = slim['milliseconds'], slim['costs']
   rows = [
-    f'| {name} | {costs["macs"][name]:,} | {costs["params"][name]:,} | {time[name]["median"]:.2f} | '
-    f'{time[name]["lower"]:.2f} to {time[name]["upper"]:.2f} |'
+    f'| {name} | {costs["macs"][name]:,} | {costs["params"][name]:,} | '
+    f'{time[name]["median"]:.2f} | {time[name]["lower"]:.2f} to {time[name]["upper"]:.2f} |'
     for name in ('dense', 'slim')
   ]
   ratio = time['dense']['median'] / time['slim']['median']
@@ -124,9 +124,9 @@ def _slim_lines(workdir):
     '|---|--:|--:|--:|--:|',
     *rows,
     '',
-    f'The slim model is {ratio:.2f} times as fast (median of interleaved repeats on this device). It '
-    'lies in slim/: variables.safetensors, kept.json and StableHLO for any batch size; its outputs '
-    f'differ from those of the masked network by at most {worst:.1e} of the largest.',
+    f'The slim model is {ratio:.2f} times as fast (median of interleaved repeats on this device). '
+    'It lies in slim/: variables.safetensors, kept.json and StableHLO for any batch size; its '
+    f'outputs differ from those of the masked network by at most {worst:.1e} of the largest.',
     '',
   ]
 

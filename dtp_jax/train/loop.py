@@ -38,8 +38,8 @@ def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]
   """The run of a config and its baselines under the identical recipe.
 
   The baselines in `config.baselines` fork from the main run where its dense stage ends: same
-  weights, optimizer state and order of the data. They lie in `workdir`/baselines. Each is the config
-  of the main run with the fields of `config.rows[name]` changed, or with the method `name`.
+  weights, optimizer state and order of the data. They lie in `workdir`/baselines. Each is the
+  config of the main run with the fields of `config.rows[name]` changed, or with the method `name`.
 
   Args:
     config: of the main run.

@@ -136,7 +136,7 @@ def build_budget(config: Config) -> Budget:
   return Budget(keep, prune.of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
 
 
-def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:
+def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformationExtraArgs:
   """SGD or AdamW on the weights, Adam on the scores (its step is free of their scale)."""
   o = config.optimizer
   rate = optax.join_schedules(

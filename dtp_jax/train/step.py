@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
   preprocess: Callable[[Array, Array, bool], Array]
   prunable: Prunable
   method: PruningMethod
-  tx: optax.GradientTransformation
+  tx: optax.GradientTransformationExtraArgs
   stages: Stages
   label_smoothing: float = 0.0
 
@@ -77,7 +77,7 @@ def train_step(
   (loss, (logits, masks, transport, batch_stats)), grads = jax.value_and_grad(
     loss_fn, has_aux=True
   )(trainable)
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, trainable)
+  updates, opt_state = recipe.tx.update(grads, state.opt_state, trainable, train_step=state.step)
   trainable = cast('dict[str, Any]', optax.apply_updates(trainable, updates))
   metrics = {
     'loss': loss,

@@ -86,6 +86,15 @@ def test_a_baseline_forks_where_the_dense_stage_ends(finished):
   assert magnitude['achieved'] == main['achieved']
 
 
+def test_a_fork_of_the_same_method_is_the_same_run(finished, tmp_path):
+  """Scores must learn in a fork as they do in the whole run: its optimizer starts late."""
+  workdir, _ = finished
+  loop.train_and_evaluate(tiny_config(), tmp_path, fork=workdir)
+  ours, theirs = _arrays(tmp_path / 'pruned.npz'), _arrays(workdir / 'pruned.npz')
+  for name in theirs:
+    np.testing.assert_array_equal(ours[name], theirs[name])
+
+
 @pytest.mark.parametrize('stop', [17, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_the_uninterrupted_one(finished, tmp_path, monkeypatch, stop):
   whole, _ = finished
