@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from dtp_jax import transport
 
 if TYPE_CHECKING:
-  from dtp_jax import budget, methods, models, optimizer, prunable
+  from dtp_jax import budget, cost, export, graph, methods, models, optimizer, priced, prunable
   from dtp_jax.budget import Budget
+  from dtp_jax.graph import Graph, Slim, shrink, trace
   from dtp_jax.methods import (
     PruningMethod,
     dense,
@@ -22,28 +23,37 @@ if TYPE_CHECKING:
     straight_through,
     transportation,
   )
-  from dtp_jax.prunable import Prunable, blocks, nm, weights
+  from dtp_jax.prunable import Prunable, blocks, channels, nm, weights
 
 __version__ = '0.1.0'
 
 __all__ = [
   'Budget',
+  'Graph',
   'Prunable',
   'PruningMethod',
+  'Slim',
   'blocks',
   'budget',
+  'channels',
+  'cost',
   'dense',
+  'export',
   'gradual_magnitude',
+  'graph',
   'magnitude',
   'methods',
   'models',
   'nm',
   'optimizer',
   'pdp',
+  'priced',
   'prunable',
   'random',
+  'shrink',
   'spartan',
   'straight_through',
+  'trace',
   'transport',
   'transportation',
   'weights',
@@ -51,7 +61,8 @@ __all__ = [
 
 _HOME = {
   'Budget': 'budget',
-  **dict.fromkeys(('Prunable', 'blocks', 'nm', 'weights'), 'prunable'),
+  **dict.fromkeys(('Graph', 'Slim', 'shrink', 'trace'), 'graph'),
+  **dict.fromkeys(('Prunable', 'blocks', 'channels', 'nm', 'weights'), 'prunable'),
   **dict.fromkeys(
     (
       'PruningMethod',

@@ -2,7 +2,7 @@
 
 An operator's MACs and a parameter's size are products of dims, and a dim is a number, a group's
 channel count, or sums and products of such: so every cost is a polynomial with non-negative
-integer coefficients in the counts n_g (METHOD 6), monotone in each of them. It is evaluated in
+integer coefficients in the counts n_g, monotone in each of them. It is evaluated in
 exact integers on the host, or in floating point on soft masks, where sum(m_g) stands for n_g.
 """
 
@@ -63,7 +63,7 @@ class Polynomial:
 
   @cached_property
   def degree(self) -> int:
-    """Largest number of counts multiplied in a term; METHOD 6 divides the shift by it."""
+    """Largest number of counts multiplied in a term; a Sinkhorn shift is divided by it."""
     return max((len(monomial) for monomial in self.terms), default=0)
 
   @cached_property
@@ -99,7 +99,7 @@ class Polynomial:
     return self.total - self.at({name: 0}) if name in self.sizes else 0
 
   def fraction(self, masks: Mapping[str, jax.Array]) -> jax.Array:
-    """F(m) / F(1), the differentiable share of the cost that soft masks keep (METHOD 6).
+    """F(m) / F(1), the differentiable share of the cost that soft masks keep.
 
     Args:
       masks: {group: mask of shape (n,), entries in [0, 1]}; a group left out keeps all.

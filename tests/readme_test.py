@@ -3,23 +3,63 @@
 import pathlib
 import re
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dtp_jax as dtp
 from experiments import report
 
 TEXT = pathlib.Path(__file__).parents[1].joinpath('README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 
 
-@pytest.mark.parametrize('block', range(len(BLOCKS)))
-def test_the_python_blocks_run(block):
+def test_the_short_block_prunes_a_flax_model():
+  """What the reader brings: model, variables, images, labels, loss; and calls to their own step."""
+  model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(16), nn.relu, nn.Dense(3)])
+  images, labels = jax.random.normal(jax.random.key(1), (4, 5)), jnp.arange(4) % 3
+  names: dict = {
+    'dtp': dtp,
+    'model': model,
+    'variables': model.init(jax.random.key(0), images),
+    'images': images,
+    'labels': labels,
+    'loss': lambda logits, y: jnp.mean((logits - jax.nn.one_hot(y, 3)) ** 2),
+  }
+  assert len(BLOCKS[0].splitlines()) == 12
+  before, after = BLOCKS[0].split('hard = ')
+  exec(compile(before, 'README block 0', 'exec'), names)
+  variables = names['variables']
+  trainable = {k: variables[k] for k in ('params', 'scores')}
+  grads, variables['transport'] = jax.grad(names['loss_fn'], has_aux=True)(
+    trainable, variables['transport'], 0
+  )
+  assert any(np.any(g != 0) for g in jax.tree.leaves(grads['scores']))
+  exec(compile('hard = ' + after, 'README block 0', 'exec'), names)
+  _check_pruned(names)
+
+
+@pytest.mark.parametrize('block', range(1, len(BLOCKS)))
+def test_the_python_blocks_run(block, tmp_path):
   names: dict = {}
-  exec(compile(BLOCKS[block], f'README block {block}', 'exec'), names)
-  if 'hard' in names:
+  text = BLOCKS[block].replace('/tmp/slim', str(tmp_path / 'slim'))
+  exec(compile(text, f'README block {block}', 'exec'), names)
+  if 'graph' in names:
+    _check_pruned(names)
+  else:
     assert int(names['hard'].sum()) == 2
-  if 'masks' in names:
-    assert sum(int(np.count_nonzero(m)) for m in names['masks'].values()) == 58
+
+
+def _check_pruned(names):
+  """The pruned model is within budget and has the output of the masked one."""
+  counts = {g: int(m.sum()) for g, m in names['hard'].items()}
+  cost = names['graph'].macs
+  assert cost.at(counts) <= 0.4 * cost.total
+  masked = names['graph'].apply_masks(names['variables']['params'], names['hard'])
+  expected = names['model'].apply({'params': masked}, names['images'])
+  np.testing.assert_allclose(names['logits'], expected, atol=1e-5)
 
 
 def test_the_tables_are_those_of_the_csv_files(monkeypatch):

@@ -90,12 +90,35 @@ class Group:
     return self.role('consumer')
 
 
+class Extent(NamedTuple):
+  """The size of an axis: `fixed` x the batch size if `batched` x the product of `widths`."""
+
+  fixed: int
+  batched: bool
+  widths: tuple[Polynomial, ...]
+
+
+class Bare(NamedTuple):
+  """An operator by itself, to be run at any width: equation, extents of its operands' axes."""
+
+  eqn: Any
+  operands: tuple[tuple[Extent, ...], ...]
+
+
 class Operator(NamedTuple):
-  """A convolution or matrix product: the module of its kernel, and its MACs for one example."""
+  """A convolution or matrix product.
+
+  Attributes:
+    name: the module of its kernel.
+    primitive: name of the primitive, or of the loop it is in.
+    macs: its MACs for one example.
+    bare: what it takes to run it alone; None in the body of a loop.
+  """
 
   name: str
   primitive: str
   macs: Polynomial
+  bare: Bare | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +132,7 @@ class Graph:
     frozen: groups that must keep their size, with the reason.
     operators: what costs MACs.
     params: number of parameters as a polynomial of kept channels.
+    batch_size: of the traced inputs; 1 where no axis of an operator is the batch.
   """
 
   fn: Callable
@@ -117,6 +141,7 @@ class Graph:
   frozen: tuple[Group, ...]
   operators: tuple[Operator, ...]
   params: Polynomial
+  batch_size: Any = 1
 
   @cached_property
   def macs(self) -> Polynomial:
