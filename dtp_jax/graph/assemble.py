@@ -13,6 +13,8 @@ from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
 from dtp_jax.graph.flow import Axis, Flow, Scope
 from dtp_jax.graph.groups import (
   ROLES,
+  Bare,
+  Extent,
   Graph,
   Group,
   Leaf,
@@ -73,7 +75,7 @@ def assemble(fn: Callable, leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
     for a in order
     if a.reason is not None and not a.hidden and _stands_alone(a, traced)
   )
-  return Graph(fn, leaves, groups, still, operators, params)
+  return Graph(fn, leaves, groups, still, operators, params, _batch_size(traced, operators))
 
 
 def _occurring(
@@ -133,13 +135,38 @@ def _costs(
   for op in traced.flow.operations:
     macs = Polynomial.constant(op.times) * _count(Product(op.dims), names, per_example)
     name = 'activations' if op.leaf is None else module_of(leaves[op.leaf].path)
-    operators.append(Operator(name, op.primitive, macs))
+    bare = None
+    if op.eqn is not None:
+      extents = (tuple(_extent(d, names, per_example) for d in dims) for dims in op.operands)
+      bare = Bare(op.eqn, tuple(extents))
+    operators.append(Operator(name, op.primitive, macs, bare))
   params = add(
     _count(Product(dims), names)
     for leaf, dims in zip(leaves, traced.leaf_dims, strict=True)
     if leaf.is_param
   )
   return tuple(operators), params
+
+
+def _batch_size(traced: Traced, operators: Sequence[Operator]) -> Any:
+  """The traced batch size, as far as the operators know of a batch."""
+  if not any(e.batched for o in operators if o.bare for axes in o.bare.operands for e in axes):
+    return 1
+  dims = (dim for op in traced.flow.operations for axes in op.operands for dim in axes)
+  return next(a.size for dim in dims for a in atoms(dim) if a.batch)
+
+
+def _extent(dim: Dim, names: dict[Atom, str], per_example: bool) -> Extent:
+  """The size of an axis, with what groups change in it kept apart."""
+  dim = resolve(dim)
+  fixed, widths = 1, []
+  for factor in dim.factors if isinstance(dim, Product) else (dim,):
+    count = _count(factor, names, per_example)
+    if count.groups:
+      widths.append(count)
+    else:
+      fixed *= count.total
+  return Extent(fixed, per_example and any(a.batch for a in atoms(dim)), tuple(widths))
 
 
 def _count(dim: Dim, names: dict[Atom, str], per_example: bool = False) -> Polynomial:

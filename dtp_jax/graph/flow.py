@@ -53,13 +53,19 @@ class Contraction(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """A convolution or product: its MACs are the product of the sizes of `dims`, times `times`."""
+  """A convolution or product: its MACs are the product of the sizes of `dims`, times `times`.
+
+  `eqn` and the dims of its `operands` are there for operators that can be run by themselves: not
+  for those in the body of a loop.
+  """
 
   leaf: int | None
   primitive: str
   dims: tuple[Dim, ...]
   summed: tuple[Dim, ...]
   times: int = 1
+  eqn: Any = None
+  operands: tuple[tuple[Dim, ...], ...] = ()
 
 
 @dataclass(eq=False)
@@ -186,14 +192,16 @@ class Flow:
       zeroed = value.zeroed[axis] or zeroed
     self.contractions.append(Contraction(dim, zeroed, self.reason(eqn, ' sums over it')))
 
-  def operate(self, eqn: Any, weight: Value, dims: Sequence[Dim], summed: Sequence[Dim]) -> None:
+  def operate(
+    self, eqn: Any, ins: Sequence[Value], weight: Value, dims: Sequence[Dim], summed: Sequence[Dim]
+  ) -> None:
     """Notes an operator with MACs, its dims and those of them it sums over."""
     if not self.in_derivative:  # derivative rules are not part of the network
       leaf = min((axis[0] for z in weight.zeroed for axis in z), default=None)
+      leaf, summed = leaf if weight.fixed else None, tuple(summed)
+      operands = tuple(value.dims for value in ins)
       self.operations.append(
-        Operation(
-          leaf if weight.fixed else None, eqn.primitive.name, (*dims, *summed), tuple(summed)
-        )
+        Operation(leaf, eqn.primitive.name, (*dims, *summed), summed, 1, eqn, operands)
       )
 
 

@@ -211,7 +211,7 @@ def dot_general(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   for i, (l, r) in enumerate(zip(lhs_batch, rhs_batch, strict=True)):
     zeroed[i] = lhs.zeroed[l] | rhs.zeroed[r]
   out = Value(tuple(v.dims[d] for v, d in axes), tuple(zeroed), origin_of(ins))
-  flow.operate(eqn, rhs if rhs.fixed else lhs, out.dims, [lhs.dims[l] for l in lhs_sum])
+  flow.operate(eqn, ins, rhs if rhs.fixed else lhs, out.dims, [lhs.dims[l] for l in lhs_sum])
   return [out]
 
 
@@ -252,5 +252,5 @@ def conv(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   dims[numbers.out_spec[0]] = lhs.dims[batch]
   dims[numbers.out_spec[1]] = kernel.dims[out_axis]
   zeroed[numbers.out_spec[1]] = kernel.zeroed[out_axis]
-  flow.operate(eqn, kernel, dims, [kernel.dims[in_axis], *(kernel.dims[w] for w in window)])
+  flow.operate(eqn, ins, kernel, dims, [kernel.dims[in_axis], *(kernel.dims[w] for w in window)])
   return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]

@@ -1,0 +1,183 @@
+"""Timing the operators of a graph by themselves, at a grid of widths.
+
+An operator is its traced primitive and parameters, compiled alone and called on arrays of the sizes
+that kept counts would give it. What a call costs whatever it computes (dispatch, waiting) is timed
+beside it and subtracted: within one compiled program it is paid once, not per operator.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtp_jax.cost import Polynomial
+from dtp_jax.graph.groups import Bare
+from dtp_jax.latency import interleaved
+
+__all__ = ['Plan', 'Shapes', 'device_name', 'grid', 'plan', 'time_calls']
+
+Shapes = tuple[tuple[int, ...], ...]
+
+_CHUNK_BYTES = 2**28  # operands alive at once: calls within a chunk are timed in turn
+_EMPTY = 'empty'
+
+
+class Plan(NamedTuple):
+  """How to run an operator at given widths.
+
+  Attributes:
+    eqn: its equation.
+    axes: per operand and axis, the fixed factor of its size and which widths multiply it.
+    widths: the distinct dims that groups change, as polynomials of kept counts.
+  """
+
+  eqn: Any
+  axes: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...]
+  widths: tuple[Polynomial, ...]
+
+  @property
+  def full(self) -> tuple[int, ...]:
+    """The widths of the dense network."""
+    return tuple(width.total for width in self.widths)
+
+  @property
+  def operator(self) -> str:
+    """What runs, in words that two equal operators share: primitive, parameters, dtypes."""
+    params = {**self.eqn.params, 'feature_group_count': None}  # follows from the shapes
+    dtypes = [str(var.aval.dtype) for var in self.eqn.invars]
+    return f'{self.eqn.primitive.name} {sorted(params.items())} {dtypes}'
+
+  @property
+  def signature(self) -> str:
+    """Equal for operators that have the same curve."""
+    return f'{self.operator} {self.axes} {self.full}'
+
+  def shapes(self, widths: Sequence[int]) -> Shapes:
+    """Shapes of the operands at given widths."""
+    return tuple(
+      tuple(fixed * math.prod(widths[i] for i in which) for fixed, which in axes)
+      for axes in self.axes
+    )
+
+
+class Call(NamedTuple):
+  """One timing: an operator at concrete shapes."""
+
+  eqn: Any
+  shapes: Shapes
+
+  @property
+  def bytes(self) -> int:
+    """Memory of its operands."""
+    dtypes = (var.aval.dtype for var in self.eqn.invars)
+    return sum(math.prod(s) * d.itemsize for s, d in zip(self.shapes, dtypes, strict=True))
+
+  def ready(self) -> Callable[[], Any]:
+    """A compiled call on arrays of its own."""
+    params = self.eqn.primitive.get_bind_params(self.eqn.params)
+    if 'feature_group_count' in params:
+      numbers, (lhs, kernel) = params['dimension_numbers'], self.shapes
+      groups = lhs[numbers.lhs_spec[1]] // kernel[numbers.rhs_spec[1]]
+      params = {**params, 'feature_group_count': groups}
+    run = jax.jit(lambda *arrays: self.eqn.primitive.bind(*arrays, **params))
+    arrays = [
+      _filled(shape, var.aval.dtype)
+      for shape, var in zip(self.shapes, self.eqn.invars, strict=True)
+    ]
+    return functools.partial(run, *arrays)
+
+
+def plan(bare: Bare, batch_size: int) -> Plan:
+  """The plan of an operator: equal dims are one width, the batch is part of the fixed factors."""
+  found: dict[frozenset, tuple[int, Polynomial]] = {}
+  axes = []
+  for extents in bare.operands:
+    operand = []
+    for extent in extents:
+      which = []
+      for width in extent.widths:
+        key = frozenset(width.terms.items())
+        which.append(found.setdefault(key, (len(found), width))[0])
+      fixed = extent.fixed * (batch_size if extent.batched else 1)
+      operand.append((fixed, tuple(which)))
+    axes.append(tuple(operand))
+  return Plan(bare.eqn, tuple(axes), tuple(width for _, width in found.values()))
+
+
+def grid(full: Sequence[int], points: int) -> tuple[tuple[int, ...], ...]:
+  """Knots per width: 1, the full width, and equal parts of it in between.
+
+  Up to two widths get `points` each; of more, fewer: about points^2 in all, at least 2 each.
+  """
+  if len(full) > 2:
+    points = max(2, round(points ** (2 / len(full))))
+  return tuple(
+    tuple(sorted({1, *(max(1, round(n * k / (points - 1))) for k in range(1, points))}))
+    for n in full
+  )
+
+
+def time_calls(
+  calls: Iterable[tuple[str, Any, Shapes]], *, repeats: int
+) -> tuple[dict[tuple[str, Shapes], int], int]:
+  """Times operators at concrete shapes, each distinct one once.
+
+  Args:
+    calls: (operator in words, equation, shapes of its operands).
+    repeats: timed calls of each, >= 2.
+
+  Returns:
+    {(operator, shapes): nanoseconds} less those of an empty call, at least 0; and the empty call's.
+  """
+  distinct = {(operator, shapes): Call(eqn, shapes) for operator, eqn, shapes in calls}
+  empty = functools.partial(jax.jit(lambda x: x + 1), jnp.zeros(()))
+  found: dict[tuple[str, Shapes], int] = {}
+  idle = []
+  for chunk in _chunks(distinct):
+    functions = {str(i): call.ready() for i, call in enumerate(chunk.values())}
+    timings = interleaved({**functions, _EMPTY: empty}, repeats=repeats, warmup=2)
+    idle.append(round(1e6 * timings[_EMPTY].median))
+    for i, key in enumerate(chunk):
+      found[key] = max(0, round(1e6 * timings[str(i)].median) - idle[-1])
+  return found, round(statistics.median(idle)) if idle else 0
+
+
+def device_name() -> str:
+  """The device that arrays lie on, in words that tell kinds of device apart."""
+  device = next(iter(jnp.zeros(()).devices()))
+  if device.platform == 'cpu':
+    return f'cpu {platform.machine()}, {os.cpu_count()} cores'
+  return device.device_kind
+
+
+def points_of(knots: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+  """All points of a grid, the last width fastest."""
+  return itertools.product(*knots)
+
+
+def _chunks(calls: Mapping[Any, Call]) -> Iterator[dict[Any, Call]]:
+  chunk, size = {}, 0
+  for key, call in calls.items():
+    if chunk and size + call.bytes > _CHUNK_BYTES:
+      yield chunk
+      chunk, size = {}, 0
+    chunk[key] = call
+    size += call.bytes
+  if chunk:
+    yield chunk
+
+
+def _filled(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """An array of small numbers; time does not depend on which, but it may on all being alike."""
+  pattern = np.random.default_rng(0).normal(size=4099)
+  return jnp.asarray(np.resize(pattern, shape), dtype)
