@@ -20,7 +20,7 @@ def get_config(arg: str = '') -> Any:
 
   config.method = 'transportation'  # see dtp_jax/train/recipe.py for all
   config.baselines = ('dense', 'magnitude')  # forked from the end of the dense stage
-  config.rows = ml_collections.ConfigDict()  # what a baseline changes, by its name; default: the method of that name
+  config.rows = ml_collections.ConfigDict()  # fields a baseline changes, by its name
   config.row = placeholder(str)  # name of the run in tables; default: its method
   config.methods = {'transportation': {'epsilon': 1.0}}  # options of each method, by its name
 

@@ -19,8 +19,8 @@ def partitioned(
   Args:
     weights: transform of the 'params' branch.
     scores: transform of the 'scores' branch.
-    learn_scores: training step -> bool; the scores' transform runs and its state moves only where it
-      is true, elsewhere their updates are 0.
+    learn_scores: training step -> bool; the scores' transform runs and its state moves only where
+      it is true, elsewhere their updates are 0.
 
   Returns:
     A GradientTransformation whose `update` takes the training step as `train_step=...`: a run that

@@ -3,8 +3,8 @@
 For a parameter, MAC or latency budget the share of the budget that a soft mask uses is not the mean
 of the mask but F(m) / F(1), a polynomial of the masks of all groups. The plan keeps its form,
 m = sigmoid(z + nu), and nu is fixed by F(m) = rho F(1); the source masses of the derivative are the
-marginal costs a = dF/dm. These are the ops of `dtp_jax.transport` with `cost` in place of `weights`,
-for one problem at a time.
+marginal costs a = dF/dm. These are the ops of `dtp_jax.transport` with `cost` in place of
+`weights`, for one problem at a time.
 """
 
 import functools

@@ -183,7 +183,7 @@ class CostProblem:
     q = jax.nn.sigmoid(rest[0])
     return 4 * q * (1 - q)
 
-  def _share(self, mask):
+  def _share(self, mask: Array) -> Array:
     return self.cost.fraction(self.scatter(mask))
 
   def _hard_at(self, ranking, keep):
@@ -194,15 +194,19 @@ class CostProblem:
     return self._round(np.asarray(ranking), limit)
 
   def _round(self, ranking, limit):
-    arrays, start = {}, 0
-    for name, size in self.sizes.items():
-      arrays[name] = ranking[start : start + size]
-      start += size
-    floors = {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
-    return np.concatenate(list(round_to_budget(arrays, self.cost, limit, **floors).values()))
+    masks = round_to_budget(
+      self.scatter(ranking),
+      self.cost,
+      limit,
+      min_keep=self.min_keep,
+      multiple_of=self.multiple_of,
+    )
+    return np.concatenate(list(masks.values()))
 
 
-def _split(flat, names, shapes):
+def _split(
+  flat: Any, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+) -> dict[str, Any]:
   arrays, start = {}, 0
   for name, shape in zip(names, shapes, strict=True):
     stop = start + math.prod(shape)

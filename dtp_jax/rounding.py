@@ -5,7 +5,7 @@ the budget, and no channel that is left out could be added without exceeding it.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Cost(Protocol):
     """The exact cost when group g keeps counts[g] channels."""
     ...
 
-  def fraction(self, masks):
+  def fraction(self, masks: Mapping[str, Any]) -> Any:
     """The differentiable share of the total that soft masks {group: (n,)} keep."""
     ...
 

@@ -29,7 +29,7 @@ FLAGS = flags.FLAGS
 
 README = pathlib.Path('README.md')
 _TABLE = re.compile(r'(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
-_COLUMNS = (
+_COLUMNS: tuple[str, ...] = (
   'row', 'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'total', 'unit',
   'parameters', 'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
 )  # fmt: skip
