@@ -35,7 +35,7 @@ class Cost(Protocol):
 
 
 def round_to_budget(
-  ranking: Mapping[str, np.ndarray],
+  ranking: Mapping[str, Any],
   cost: Cost,
   limit: int,
   *,
