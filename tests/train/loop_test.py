@@ -9,7 +9,7 @@ import pytest
 
 from dtp_jax import report
 from dtp_jax.data import pipeline, sources
-from dtp_jax.train import loop
+from dtp_jax.train import loop, slim
 from dtp_jax.train.folder import read_json
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.recipe import build
@@ -182,6 +182,12 @@ def test_an_unfinished_run_has_no_report(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'baselines': []}))
   with pytest.raises(FileNotFoundError, match='has not finished'):
     report.write_report(tmp_path)
+
+
+def test_a_run_that_pruned_weights_has_nothing_to_shrink(finished):
+  workdir, _ = finished
+  with pytest.raises(ValueError, match='pruned weights'):
+    slim.load_run(workdir)
 
 
 def test_the_environment_is_recorded(finished):

@@ -1,0 +1,75 @@
+"""The main job in miniature: channels pruned to a MAC budget, shrunk, exported, reported."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mnist_mini
+from dtp_jax import export, report
+from dtp_jax.data import pipeline, sources
+from dtp_jax.train import loop, slim
+from dtp_jax.train.folder import read_json
+
+
+def _config():
+  config = mnist_mini.get_config('runlocal')
+  config.model.width = 4
+  config.data.eval_batch_size = 1000
+  config.baselines = ('l1_uniform',)
+  return config
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(run folder, summaries) of the main run and one baseline at uniform width."""
+  workdir = tmp_path_factory.mktemp('channels')
+  summaries = loop.compare(_config(), workdir)
+  slim.finish(workdir)
+  return workdir, summaries
+
+
+def test_the_budget_is_met_and_maximal_in_macs(run):
+  workdir, summaries = run
+  graph, _, hard = slim.load_run(workdir)
+  counts = {name: int(mask.sum()) for name, mask in hard.items()}
+  main = summaries[0]
+  assert main['unit'] == 'macs'
+  assert main['achieved'] == graph.macs.at(counts) <= main['requested']
+  for name, count in counts.items():
+    if count < graph.sizes[name]:
+      assert graph.macs.at({**counts, name: count + 1}) > main['requested']
+  assert main['parameters_left'] == graph.params.at(counts)
+
+
+def test_uniform_width_is_the_same_share_of_every_group(run):
+  _, (_, uniform) = run
+  assert uniform['row'] == 'l1_uniform'
+  shares = [kept / dense for dense, kept in uniform['widths'].values()]
+  one_channel = max(1 / dense for dense, _ in uniform['widths'].values())
+  assert max(shares) - min(shares) <= 2 * one_channel
+
+
+def test_the_saved_slim_model_has_the_reported_accuracy(run):
+  workdir, (main, _) = run
+  data = sources.load('mnist_mini')
+  images = pipeline.normalise(jnp.asarray(data.test['image']), data.mean, data.std)
+  logits = export.load_slim(workdir / 'slim')(images)
+  accuracy = np.mean(np.argmax(logits, -1) == data.test['label'])
+  np.testing.assert_allclose(accuracy, main['accuracy'], atol=2e-3)  # two images at a tie
+  leaves = export.load_slim(workdir / 'slim').variables['params']
+  size = sum(leaf.size for module in leaves.values() for leaf in _arrays(module))
+  assert size == main['parameters_left']
+
+
+def test_the_report_shows_widths_and_the_slim_model(run):
+  workdir, summaries = run
+  text = report.write_report(workdir).read_text()
+  assert (workdir / 'figures' / 'widths.png').exists()
+  costs = read_json(workdir / 'slim.json')['costs']
+  assert f'{costs["macs"]["slim"]:,}' in text
+  assert 'L1, uniform width' in text
+  assert f'{summaries[1]["achieved"]:,}' in text
+
+
+def _arrays(tree):
+  return [a for v in tree.values() for a in _arrays(v)] if isinstance(tree, dict) else [tree]
