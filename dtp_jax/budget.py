@@ -26,7 +26,7 @@ class Budget:
       is rounded to the nearest integer; a cost is rounded down and covers the whole network, what
       cannot be pruned included.
     of: the unit. 'count' of elements; for channels also 'params', 'macs' (for one example) or a
-      `dtp_jax.latency.LatencyTable` (nanoseconds).
+      `dtp_jax.latency_table.LatencyTable` (nanoseconds).
     scope: which elements compete. 'global': all of them. 'layer': the same fraction of every score
       array. 'erk': per array, the fraction proportional to the Erdos-Renyi-kernel density (RigL,
       arXiv:1911.11134), full arrays capped. 'row': the same count in every row of every array, as

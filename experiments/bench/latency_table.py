@@ -58,8 +58,8 @@ def main(argv: list[str]) -> None:
   print(
     f'dense forward pass, measured whole: {dense:,} ns; the sum is {total / dense:.2f} of it.\n'
     'It is not 1: the sum leaves out normalisation, activations, pooling and the dispatch of the '
-    f'call\n({table.overhead:,} ns), and an operator alone is neither fused with others nor held to '
-    'their layouts.'
+    f'call\n({table.overhead:,} ns), and an operator alone is neither fused with others nor held '
+    'to their layouts.'
   )
   print(f'Table: {FLAGS.out}')
 
