@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from dtp_jax import budget, cost, export, graph, methods, models, optimizer, priced, prunable
   from dtp_jax.budget import Budget
   from dtp_jax.graph import Graph, Slim, shrink, trace
+  from dtp_jax.latency_table import LatencyTable
   from dtp_jax.methods import (
     PruningMethod,
     dense,
@@ -30,6 +31,7 @@ __version__ = '0.1.0'
 __all__ = [
   'Budget',
   'Graph',
+  'LatencyTable',
   'Prunable',
   'PruningMethod',
   'Slim',
@@ -61,6 +63,7 @@ __all__ = [
 
 _HOME = {
   'Budget': 'budget',
+  'LatencyTable': 'latency_table',
   **dict.fromkeys(('Graph', 'Slim', 'shrink', 'trace'), 'graph'),
   **dict.fromkeys(('Prunable', 'blocks', 'channels', 'nm', 'weights'), 'prunable'),
   **dict.fromkeys(

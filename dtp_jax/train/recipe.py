@@ -13,6 +13,7 @@ from dtp_jax import methods, models, prunable
 from dtp_jax.budget import Budget
 from dtp_jax.data import pipeline, sources
 from dtp_jax.graph import trace
+from dtp_jax.latency_table import LatencyTable
 from dtp_jax.optimizer import partitioned
 from dtp_jax.prunable import Prunable
 from dtp_jax.train.stages import Stages
@@ -133,7 +134,8 @@ def build_budget(config: Config) -> Budget:
   """The budget of `config.prune`."""
   prune = config.prune
   keep = prune.keep if prune.count is None else prune.count
-  return Budget(keep, prune.of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
+  of = LatencyTable.load(prune.of) if prune.of.endswith('.json') else prune.of
+  return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
 
 
 def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformationExtraArgs:
