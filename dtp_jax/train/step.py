@@ -118,10 +118,27 @@ def masked_params(recipe: Recipe, state: TrainState) -> dict[str, Any]:
   }
 
 
-def eval_step(recipe: Recipe, params: Any, batch_stats: Any, batch: Batch) -> dict[str, Array]:
-  """Sums over the examples of a batch whose 'mask' is true: loss, correct, count."""
-  images = recipe.preprocess(jax.random.key(0), batch['image'], False)
-  logits = recipe.apply(_collections(params, batch_stats), images, train=False)
+def eval_step(
+  apply: Callable[..., Any],
+  preprocess: Callable[[Array, Array, bool], Array],
+  params: Any,
+  batch_stats: Any,
+  batch: Batch,
+) -> dict[str, Array]:
+  """Sums over the examples of a batch whose 'mask' is true: loss, correct, count.
+
+  Args:
+    apply: of the `Recipe`.
+    preprocess: of the `Recipe`.
+    params: masked parameters.
+    batch_stats: running statistics, or {}.
+    batch: 'image', 'label' and 'mask' (B,).
+
+  Returns:
+    Scalars.
+  """
+  images = preprocess(jax.random.key(0), batch['image'], False)
+  logits = apply(_collections(params, batch_stats), images, train=False)
   valid = batch['mask']
   loss = _cross_entropy(logits, batch['label'], 0.0)
   correct = jnp.argmax(logits, -1) == batch['label']
