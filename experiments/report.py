@@ -31,7 +31,7 @@ README = pathlib.Path('README.md')
 _TABLE = re.compile(r'(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
 _COLUMNS: tuple[str, ...] = (
   'row', 'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'total', 'unit',
-  'parameters', 'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
+  'parameters', 'parameters_left', 'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
 )  # fmt: skip
 
 
@@ -57,22 +57,35 @@ def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def table_of(rows: list[dict[str, Any]]) -> str:
   """The Markdown table of CSV rows, dense first, mean and standard deviation over the seeds."""
-  lines = ['| run | seeds | test accuracy, % | kept | seconds |', '|---|--:|--:|--:|--:|']
+  lines = [
+    '| run | seeds | test accuracy, % | kept | parameters left | seconds |',
+    '|---|--:|--:|--:|--:|--:|',
+  ]
   names = list(dict.fromkeys(row['row'] for row in rows))
   for name in sorted(names, key=lambda name: name != 'dense'):
     mine = [row for row in rows if row['row'] == name]
     values = [100 * float(row['accuracy']) for row in mine]
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
-    kept = {(int(row['achieved']), int(row['total'])) for row in mine}
-    if len(kept) > 1:
-      raise ValueError(f'runs of {name} keep different counts {sorted(kept)}; report them apart.')
-    (achieved, prunable) = kept.pop()
+    kept = _kept(mine)
     seconds = statistics.median(float(row['seconds']) for row in mine)
     lines.append(
-      f'| {label(name)} | {len(mine)} | {statistics.mean(values):.2f}{spread} | '
-      f'{achieved:,} of {prunable:,} ({100 * achieved / prunable:.2f} %) | {seconds:.0f} |'
+      f'| {label(name)} | {len(mine)} | {statistics.mean(values):.2f}{spread} | {kept} | '
+      f'{statistics.mean(int(row["parameters_left"]) for row in mine):,.0f} | {seconds:.0f} |'
     )
   return '\n'.join(lines) + '\n'
+
+
+def _kept(rows):
+  """What the runs of a row kept, as a range where learned widths leave different remainders."""
+  totals = {(int(row['total']), row['unit']) for row in rows}
+  if len(totals) > 1:
+    raise ValueError(f'runs of {rows[0]["row"]} have different totals {totals}; report them apart.')
+  total, unit = totals.pop()
+  unit = {'macs': 'MACs', 'count': 'elements'}.get(unit, unit)
+  found = sorted({int(row['achieved']) for row in rows})
+  shares = list(dict.fromkeys(f'{100 * k / total:.2f}' for k in (found[0], found[-1])))
+  amounts = ' to '.join(f'{k:,}' for k in dict.fromkeys((found[0], found[-1])))
+  return f'{amounts} of {total:,} {unit} ({" to ".join(shares)} %)'
 
 
 def read_rows(folder: pathlib.Path) -> list[dict[str, str]]:
