@@ -33,7 +33,7 @@ class Budget:
       for N:M sparsity. The counts add up to the requested total exactly in the first three.
       Channels know 'global' (learned widths) and 'layer' (uniform width, to one channel a group
       and as large as that allows).
-    min_keep: channels that every group keeps at least.
+    min_keep: channels that every group keeps at least (single weights know no floor).
     multiple_of: channel groups keep a multiple of it (8, 128 for hardware), or all their channels.
   """
 
