@@ -1,6 +1,9 @@
 """Networks as plain Linen modules: no mask inside, names as in the papers."""
 
 from dtp_jax.models.lenet import LeNet
+from dtp_jax.models.mobilenet import MobileNetV2
+from dtp_jax.models.resnet import ResNet
 from dtp_jax.models.resnet_cifar import CifarResNet
+from dtp_jax.models.vgg import VGG
 
-__all__ = ['CifarResNet', 'LeNet']
+__all__ = ['VGG', 'CifarResNet', 'LeNet', 'MobileNetV2', 'ResNet']

@@ -26,7 +26,10 @@ Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
 MODELS: dict[str, type[nn.Module]] = {
   'lenet': models.LeNet,
+  'mobilenet_v2': models.MobileNetV2,
+  'resnet': models.ResNet,
   'resnet_cifar': models.CifarResNet,
+  'vgg': models.VGG,
 }
 
 ONE_SHOT = ('dense', 'random', 'magnitude')

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dtp_jax.graph import shrink, trace
+from dtp_jax.models import ResNet
 from tests.graph import convnets
 from tests.graph.agreement import (
   all_but_one,
@@ -20,7 +21,6 @@ from tests.graph.agreement import (
   random_masks,
 )
 from tests.graph.models import CASES, SMALL, images, linen, randomized
-from tests.graph.resnet import ResNet
 
 
 @pytest.fixture(scope='module')
@@ -213,7 +213,7 @@ def test_half_precision_weights_run_in_half_precision():
 
 
 def test_resnet50_is_traced_and_shrunk_in_seconds():
-  module = ResNet((3, 4, 6, 3), (64, 128, 256, 512), 1000, bottleneck=True)
+  module = ResNet(50)
   x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   structs = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
   variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), structs)
