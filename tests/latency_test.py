@@ -264,7 +264,8 @@ def test_a_budget_of_nanoseconds_is_met(graph, table, scope, name):
   hard = method.harden(variables)
   spent = account(elements, budget, hard)
   assert spent.unit == 'ns'
-  assert 0 < spent.achieved <= spent.requested <= 0.7 * spent.total
+  assert 0 < spent.achieved <= spent.requested
+  assert 10 * spent.requested <= 7 * spent.total  # in integers: 0.7 is not a float
   cost = cost_of(elements, budget)
   counts = {name: int(mask.sum()) for name, mask in hard.items()}
   assert cost.at(counts) == spent.achieved

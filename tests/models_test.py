@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from dtp_jax.graph import trace
-from dtp_jax.models import VGG, CifarResNet, MobileNetV2, ResNet
+from dtp_jax.models import VGG, CifarResNet, LeNet, MobileNetV2, ResNet
 from dtp_jax.models.mobilenet import _divisible
 from dtp_jax.train import recipe
 from tests.graph.agreement import assert_agreement, random_masks
@@ -121,6 +121,7 @@ def test_mobilenet_widths():
 
 
 TINY = {
+  'lenet': (LeNet(3, features=(2, 4), hidden=(6, 5)), 16),
   'vgg': (VGG(11, 3, width=4), 16),
   'resnet_basic': (ResNet(18, 3, width=4, blocks=(2, 1)), 16),
   'resnet_bottleneck': (ResNet(50, 3, width=4, blocks=(1, 1)), 16),

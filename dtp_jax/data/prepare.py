@@ -150,22 +150,36 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+_AGAIN = 8  # seconds; removing half a download takes far less
+
+
 class _Terminated(KeyboardInterrupt):
   """SIGTERM, as an exception."""
 
 
 @contextlib.contextmanager
 def _termination_cleans_up():
-  """Turns SIGTERM into an exception for the duration, so that temporary folders go."""
+  """Turns SIGINT and SIGTERM into exceptions for the duration, so that temporary folders go.
+
+  TFDS's promises can swallow an exception that meets them at a bad moment: it is raised again where
+  the process is still there some seconds later.
+  """
+  raised: list[type[KeyboardInterrupt]] = []
 
   def stop(signum: int, frame: object) -> None:
-    raise _Terminated
+    if signum != signal.SIGALRM:
+      raised.append(_Terminated if signum == signal.SIGTERM else KeyboardInterrupt)
+    signal.alarm(_AGAIN)
+    raise raised[-1]
 
-  previous = signal.signal(signal.SIGTERM, stop)
+  signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+  previous = {number: signal.signal(number, stop) for number in signals}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, previous)
+    signal.alarm(0)
+    for number, handler in previous.items():
+      signal.signal(number, handler)
 
 
 if __name__ == '__main__':

@@ -287,7 +287,7 @@ prepare.run(['mnist', '--data_dir', {str(data_dir)!r}])
         time.sleep(0.02)
       assert _files(data_dir), 'half a file had been written by then'
       process.send_signal(signal.SIGINT)
-      _, errors = process.communicate(timeout=30)
+      _, errors = process.communicate(timeout=60)
   assert process.returncode == 130
   assert 'Traceback' not in errors
   assert list(data_dir.iterdir()) == []

