@@ -6,12 +6,14 @@ that is renamed when complete, so that an interrupted run leaves no data set at 
 
 import argparse
 import contextlib
+import gc
 import os
 import pathlib
 import signal
 import socket
 import sys
 import tempfile
+import types
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -73,7 +75,11 @@ def prepare(
       prefix='incomplete.', dir=root, ignore_cleanup_errors=True
     ) as scratch:
       builder = cls(source=source, data_dir=root)
-      builder.download_and_prepare(download_dir=scratch, download_config=config)
+      try:
+        builder.download_and_prepare(download_dir=scratch, download_config=config)
+      except KeyboardInterrupt:
+        signal.alarm(0)  # it has arrived: nothing may disturb what is cleaned up now
+        raise
   finally:
     with contextlib.suppress(OSError):  # Not empty, or never made: both are well.
       found.path.parent.rmdir()
@@ -150,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-_AGAIN = 8  # seconds; removing half a download takes far less
+_AGAIN = 1  # second; TFDS removes what it has half written in far less
 
 
 class _Terminated(KeyboardInterrupt):
@@ -161,16 +167,21 @@ class _Terminated(KeyboardInterrupt):
 def _termination_cleans_up():
   """Turns SIGINT and SIGTERM into exceptions for the duration, so that temporary folders go.
 
-  TFDS's promises can swallow an exception that meets them at a bad moment: it is raised again where
-  the process is still there some seconds later.
+  An exception is lost where the signal meets a finaliser, say: it is raised again every second
+  until it arrives.
   """
   raised: list[type[KeyboardInterrupt]] = []
 
-  def stop(signum: int, frame: object) -> None:
+  def stop(signum: int, frame: types.FrameType | None) -> None:
     if signum != signal.SIGALRM:
       raised.append(_Terminated if signum == signal.SIGTERM else KeyboardInterrupt)
-    signal.alarm(_AGAIN)
-    raise raised[-1]
+    # Python drops what is raised inside a callback of its garbage collector (jax has one): wait.
+    collecting = frame is not None and any(
+      frame.f_code is getattr(callback, '__code__', None) for callback in gc.callbacks
+    )
+    signal.setitimer(signal.ITIMER_REAL, 0.01 if collecting else _AGAIN)
+    if not collecting:
+      raise raised[-1]
 
   signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
   previous = {number: signal.signal(number, stop) for number in signals}
