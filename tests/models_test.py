@@ -173,7 +173,7 @@ def test_slim_is_masked(tiny, name):
   ],
 )
 def test_slim_is_masked_in_training_with_gradients_and_new_state(tiny, x64, name):
-  """In float64: behind many normalisations of a small batch, float32 gradients are half rounding."""
+  """In float64: behind many normalisations of a small batch, float32 gradients are rounding."""
   case, graph = tiny(name)
   training = {'train': True, 'mutable': ['batch_stats'], 'rngs': {'dropout': jax.random.key(0)}}
   variables = jax.tree.map(lambda a: a.astype(jnp.float64), case.variables)
