@@ -111,12 +111,7 @@ class Polynomial:
       ValueError: a mask does not have its group's shape.
     """
     names = [name for name in self.groups if name in masks]
-    for name in names:
-      if jnp.shape(masks[name]) != (self.sizes[name],):
-        raise ValueError(
-          f'the mask of group {name!r} has shape {jnp.shape(masks[name])}; expected '
-          f'({self.sizes[name]},), one entry per channel'
-        )
+    check_shapes({name: masks[name] for name in names}, self.sizes)
     if not names:
       return jnp.ones(())
     kept = jnp.stack(
@@ -170,6 +165,16 @@ def add(costs: Iterable[Polynomial]) -> Polynomial:
 def counts_of(hard: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
   """Kept channels per group of hard masks {group: (n,) of 0 and 1}, in exact integers."""
   return {name: int(np.count_nonzero(np.asarray(mask))) for name, mask in hard.items()}
+
+
+def check_shapes(masks: Mapping[str, jax.Array], sizes: Mapping[str, int]) -> None:
+  """Raises ValueError unless every mask has one entry for each channel of its group."""
+  for name, mask in masks.items():
+    if jnp.shape(mask) != (sizes[name],):
+      raise ValueError(
+        f'the mask of group {name!r} has shape {jnp.shape(mask)}; expected ({sizes[name]},), one '
+        'entry per channel'
+      )
 
 
 def _checked(name: str, count: int, size: int) -> int:

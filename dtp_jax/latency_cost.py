@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.cost import Monomial, Polynomial
+from dtp_jax.cost import Monomial, Polynomial, check_shapes
 
 __all__ = ['Curve', 'LatencyCost', 'Term']
 
@@ -188,12 +188,7 @@ class LatencyCost:
       ValueError: a mask does not have its group's shape.
     """
     names = [name for name in self.sizes if name in masks]
-    for name in names:
-      if jnp.shape(masks[name]) != (self.sizes[name],):
-        raise ValueError(
-          f'the mask of group {name!r} has shape {jnp.shape(masks[name])}; expected '
-          f'({self.sizes[name]},), one entry per channel'
-        )
+    check_shapes({name: masks[name] for name in names}, self.sizes)
     if not names:
       return jnp.ones(())
     dtype = jnp.result_type(jnp.float32, *(masks[name] for name in names))

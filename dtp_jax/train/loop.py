@@ -171,10 +171,9 @@ class _Run:
     stage, metrics = '', {}
     for step, metrics in jax.device_get(self._pending):
       stage = self._stages.name(step - 1)
-      if not math.isfinite(metrics['loss']):
-        self._metrics.write('train', step, {'stage': stage, **metrics})
-        raise DivergedError(self._diverged(step, stage, metrics['loss']))
       self._metrics.write('train', step, {'stage': stage, **metrics})
+      if not math.isfinite(metrics['loss']):
+        raise DivergedError(self._diverged(step, stage, metrics['loss']))
     self._pending.clear()
     shown = {name: f'{metrics[name]:.3f}' for name in ('loss', 'softness', 'kept')}
     bar.set_description(stage)
@@ -214,7 +213,10 @@ def _fork(source, create, stages: Stages, data) -> TrainState:
 
 
 def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) -> dict[str, Any]:
-  """Writes masks.npz, pruned.npz and summary.json of a finished run."""
+  """Writes masks.npz, pruned.npz and, last, summary.json of a finished run."""
+  path = workdir / 'summary.json'
+  if path.exists():  # rerunning a finished run changes nothing: its time is that of the first time
+    return run_folder.read_json(path)
   hard = jax.device_get(recipe.method.harden(state.variables))
   params = jax.jit(functools.partial(recipe.prunable.apply_masks, state.params))(hard)
   pruned = {f'params/{k}': np.asarray(v) for k, v in paths(params).items()}
@@ -243,10 +245,6 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'widths': _widths(recipe, hard),
     'seconds': round(run.seconds, 1),
   }
-  # Rerunning a finished run changes nothing: its time is that of the first time.
-  path = workdir / 'summary.json'
-  if path.exists():
-    return run_folder.read_json(path)
   run_folder.write_json(path, summary)
   return summary
 
