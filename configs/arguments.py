@@ -1,4 +1,4 @@
-"""What stands behind the colon of --config=FILE.py:ARGUMENTS, as in granularity=weights,runlocal."""
+"""What stands behind the colon of --config=FILE.py:ARGUMENTS: granularity=weights,runlocal."""
 
 from types import SimpleNamespace
 from typing import Any
