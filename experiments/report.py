@@ -19,7 +19,8 @@ from typing import Any
 
 from absl import app, flags
 
-from dtp_jax.report import label, load_summaries
+from dtp_jax.report import load_summaries
+from dtp_jax.report.style import label
 from dtp_jax.train.folder import read_json
 
 flags.DEFINE_string('out', None, 'Folder for runs.csv and table.md.')

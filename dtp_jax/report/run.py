@@ -6,25 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from dtp_jax.report.style import INK, SECOND, axes, label
 from dtp_jax.train.folder import read_config, read_json
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.stages import Stages
 
-__all__ = ['label', 'load_summaries', 'table', 'write_report']
+__all__ = ['load_summaries', 'table', 'write_report']
 
-_LABELS = {
-  'transportation': 'DTP (transportation)',
-  'dense': 'dense',
-  'magnitude': 'one-shot magnitude',
-  'gradual_magnitude': 'gradual magnitude',
-  'straight_through': 'straight-through top-k',
-  'spartan': "Spartan's mask",
-  'pdp': 'PDP',
-  'l1_uniform': 'L1, uniform width',
-  'random_uniform': 'random, uniform width',
-}
-_INK, _SECOND = '#1f3b73', '#d9822b'
-_COLORS = (_INK, _SECOND, '#7a9e7e', '#8c6bb1', '#999999')
+_COLORS = (INK, SECOND, '#7a9e7e', '#8c6bb1', '#999999')
 
 
 def load_summaries(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -155,7 +144,7 @@ def _figures(workdir, summaries):
 
 
 def _draw_training(workdir, summaries):
-  figure, top = _axes(figsize=(7.5, 3.8))
+  figure, top = axes(figsize=(7.5, 3.8))
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
   train = [r for r in read_metrics(workdir) if r['kind'] == 'train']
   start = 0
@@ -166,23 +155,23 @@ def _draw_training(workdir, summaries):
       top.text(start + length / 2, 1.02, name, transform=top.get_xaxis_transform(), ha='center')
     start += length
   steps = [r['step'] for r in records]
-  (present,) = top.plot(steps, [100 * r['accuracy'] for r in records], color=_INK, marker='o', ms=3)
+  (present,) = top.plot(steps, [100 * r['accuracy'] for r in records], color=INK, marker='o', ms=3)
   soft = [r for r in records if 'accuracy_hard' in r]
   handles, names = [present], ['accuracy, present mask']
   if soft:
     values = [100 * r['accuracy_hard'] for r in soft]
     (hard,) = top.plot(
-      [r['step'] for r in soft], values, color=_INK, ls=':', marker='o', ms=3, mfc='w'
+      [r['step'] for r in soft], values, color=INK, ls=':', marker='o', ms=3, mfc='w'
     )
     handles, names = [*handles, hard], [*names, 'accuracy, if hardened now']
   top.set(xlabel='step', ylabel='test accuracy, %', xlim=(0, start), ylim=(0, 101))
   right = top.twinx()
   right.spines['top'].set_visible(False)
   (line,) = right.plot(
-    [r['step'] for r in train], [r['softness'] for r in train], color=_SECOND, lw=1
+    [r['step'] for r in train], [r['softness'] for r in train], color=SECOND, lw=1
   )
   right.set(ylabel='softness S', ylim=(0, None))
-  right.yaxis.label.set_color(_SECOND)
+  right.yaxis.label.set_color(SECOND)
   top.legend([*handles, line], [*names, 'softness'], frameon=False, loc='center right')
   return figure
 
@@ -191,19 +180,19 @@ def _draw_kept(workdir, summaries):
   del workdir
   rows = [s for s in summaries if s['achieved'] < s['total']] or summaries
   names = list(rows[0]['kept_per_array'])
-  figure, axes = _axes(figsize=(7.5, 0.5 + 0.32 * len(names) * max(1, len(rows)) ** 0.7))
+  figure, plot = axes(figsize=(7.5, 0.5 + 0.32 * len(names) * max(1, len(rows)) ** 0.7))
   height = 0.8 / len(rows)
   for i, row in enumerate(rows):
     places = [y + (i - (len(rows) - 1) / 2) * height for y in range(len(names))]
     values = [100 * row['kept_per_array'][name] for name in names]
     color = _COLORS[i % 5]
-    bars = axes.barh(places, values, height=height, color=color, label=label(row['row']))
-    axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=7)
-  axes.set_yticks(range(len(names)), names)
-  axes.invert_yaxis()
-  axes.set(xlabel='kept, % of the layer')
-  axes.margins(x=0.1)
-  axes.legend(frameon=False)
+    bars = plot.barh(places, values, height=height, color=color, label=label(row['row']))
+    plot.bar_label(bars, fmt='%.1f', padding=2, fontsize=7)
+  plot.set_yticks(range(len(names)), names)
+  plot.invert_yaxis()
+  plot.set(xlabel='kept, % of the layer')
+  plot.margins(x=0.1)
+  plot.legend(frameon=False)
   return figure
 
 
@@ -211,18 +200,18 @@ def _draw_widths(workdir, summaries):
   del workdir
   rows = [s for s in summaries if s['achieved'] < s['total']] or summaries
   names = list(rows[0]['widths'])
-  figure, axes = _axes(figsize=(7.5, 3.6))
+  figure, plot = axes(figsize=(7.5, 3.6))
   width = 0.8 / len(rows)
   dense = [rows[0]['widths'][name][0] for name in names]
-  axes.bar(range(len(names)), dense, width=0.86, fill=False, edgecolor='#999999', label='dense')
+  plot.bar(range(len(names)), dense, width=0.86, fill=False, edgecolor='#999999', label='dense')
   for i, row in enumerate(rows):
     places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(names))]
     kept = [row['widths'][name][1] for name in names]
-    bars = axes.bar(places, kept, width=width, color=_COLORS[i % 5], label=label(row['row']))
-    axes.bar_label(bars, fontsize=7)
-  axes.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
-  axes.set(ylabel='channels')
-  axes.legend(frameon=False, fontsize=8)
+    bars = plot.bar(places, kept, width=width, color=_COLORS[i % 5], label=label(row['row']))
+    plot.bar_label(bars, fontsize=7)
+  plot.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
+  plot.set(ylabel='channels')
+  plot.legend(frameon=False, fontsize=8)
   return figure
 
 
@@ -232,27 +221,13 @@ def _draw_mask(workdir, summaries):
     mask = masks[name]
   plane = mask.reshape(-1, mask.shape[-1])
   plane = plane.T if plane.shape[0] > plane.shape[1] else plane
-  figure, axes = _axes(figsize=(7.5, 1.2 + 6.3 * plane.shape[0] / plane.shape[1]))
-  axes.imshow(plane, cmap='Greys', interpolation='nearest', aspect='equal', vmin=0, vmax=1)
+  figure, plot = axes(figsize=(7.5, 1.2 + 6.3 * plane.shape[0] / plane.shape[1]))
+  plot.imshow(plane, cmap='Greys', interpolation='nearest', aspect='equal', vmin=0, vmax=1)
   kept = f'{np.count_nonzero(mask):,} of {mask.size:,} kept'
-  axes.set_title(f'{name} {mask.shape}: {kept}', fontsize=9)
-  axes.set(xticks=(), yticks=())
-  axes.spines[:].set_visible(True)
+  plot.set_title(f'{name} {mask.shape}: {kept}', fontsize=9)
+  plot.set(xticks=(), yticks=())
+  plot.spines[:].set_visible(True)
   return figure
-
-
-def _axes(figsize):
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=figsize, layout='constrained')
-  axes = figure.subplots()
-  axes.spines[['top', 'right']].set_visible(False)
-  return figure, axes
-
-
-def label(row: str) -> str:
-  """The name of a row in tables."""
-  return _LABELS.get(row, row)
 
 
 def _percent(accuracy):
