@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 
-__all__ = ['open_run', 'read_config', 'read_json', 'write_json']
+__all__ = ['check_config', 'environment', 'open_run', 'read_config', 'read_json', 'write_json']
 
 _PACKAGES = ('dtp-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -31,21 +31,29 @@ def open_run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> 
   """
   folder = pathlib.Path(workdir).absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  asked = _flat(json.loads(config.to_json_best_effort()))
-  path = folder / 'config.json'
-  if path.exists():
-    there = _flat(read_json(path))
-    differing = sorted(k for k in asked | there if asked.get(k) != there.get(k))
-    if differing:
-      lines = [f'  {k}: {there.get(k)!r} there, {asked.get(k)!r} asked' for k in differing]
-      raise ValueError(
-        f'workdir {folder} belongs to a run with another config:\n' + '\n'.join(lines) + '\n'
-        'Give another --workdir, or the old values to resume.'
-      )
+  if (folder / 'config.json').exists():
+    check_config(config, folder)
   else:
-    write_json(path, json.loads(config.to_json_best_effort()))
+    write_json(folder / 'config.json', json.loads(config.to_json_best_effort()))
   write_json(folder / 'environment.json', environment())
   return folder
+
+
+def check_config(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+  """Compares a config with that of a run folder.
+
+  Raises:
+    ValueError: they differ; the fields are listed.
+  """
+  asked = _flat(json.loads(config.to_json_best_effort()))
+  there = _flat(read_json(folder / 'config.json'))
+  differing = sorted(k for k in asked | there if asked.get(k) != there.get(k))
+  if differing:
+    lines = [f'  {k}: {there.get(k)!r} there, {asked.get(k)!r} asked' for k in differing]
+    raise ValueError(
+      f'workdir {folder} belongs to a run with another config:\n' + '\n'.join(lines) + '\n'
+      'Give another --workdir, or the old values to resume.'
+    )
 
 
 def environment() -> dict[str, Any]:

@@ -243,6 +243,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'parameters_left': _parameters_left(recipe, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
     'widths': _widths(recipe, hard),
+    'costs': _costs(recipe, hard),
     'seconds': round(run.seconds, 1),
   }
   run_folder.write_json(path, summary)
@@ -261,6 +262,15 @@ def _widths(recipe: Recipe, hard) -> dict[str, Any] | None:
   if recipe.prunable.graph is None:
     return None
   return {name: [mask.size, int(np.count_nonzero(mask))] for name, mask in hard.items()}
+
+
+def _costs(recipe: Recipe, hard) -> dict[str, list[int]]:
+  """For channels: {'params' and 'macs': [kept, dense]} of the whole network; {} otherwise."""
+  graph, counts = recipe.prunable.graph, counts_of(hard)
+  if graph is None:
+    return {}
+  units = {'params': graph.params, 'macs': graph.macs}
+  return {unit: [cost.at(counts), cost.total] for unit, cost in units.items()}
 
 
 def _save_arrays(path, arrays):

@@ -156,9 +156,9 @@ def build_method(config: Config, elements: Prunable, stages: Stages):
 
 
 def build_budget(config: Config) -> Budget:
-  """The budget of `config.prune`."""
+  """The budget of `config.prune`: `ratios`, else `count`, else `keep`."""
   prune = config.prune
-  keep = prune.keep if prune.count is None else prune.count
+  keep = dict(prune.ratios) or (prune.keep if prune.count is None else prune.count)
   of = LatencyTable.load(prune.of) if prune.of.endswith('.json') else prune.of
   return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
 
@@ -166,10 +166,11 @@ def build_budget(config: Config) -> Budget:
 def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformationExtraArgs:
   """SGD or AdamW on the weights, Adam on the scores (its step is free of their scale)."""
   o = config.optimizer
+  schedule = _choose({'cosine': _cosine, 'steps': _steps}, 'optimizer.schedule', o.schedule)
   rate = optax.join_schedules(
     [
-      _cosine(o.learning_rate, stages.dense, o.warmup),
-      _cosine(o.prune_learning_rate, stages.soft + stages.hard, 0.0),
+      schedule(o.learning_rate, stages.dense, warmup=o.warmup, at=o.steps),
+      schedule(o.prune_learning_rate, stages.soft + stages.hard, warmup=0.0, at=o.prune_steps),
     ],
     [stages.dense],
   )
@@ -184,11 +185,23 @@ def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformat
   return partitioned(weights, optax.adam(o.score_learning_rate), learn_scores=stages.is_soft)
 
 
-def _cosine(rate, steps, warmup):
+def _cosine(rate, steps, *, warmup, at):
+  del at
   if steps == 0:
     return optax.constant_schedule(rate)
   warm = round(warmup * steps)
   return optax.warmup_cosine_decay_schedule(0.0 if warm else rate, rate, warm, steps)
+
+
+def _steps(rate, steps, *, warmup, at):
+  """A tenth of the rate from each of the fractions `at` on, after a linear warm-up."""
+  if not all(0 < a < 1 for a in at) or list(at) != sorted(set(at)):
+    raise ValueError(
+      f'steps of the learning rate at {tuple(at)}; expected rising fractions in (0, 1).'
+    )
+  warm = round(warmup * steps)
+  flat = optax.piecewise_constant_schedule(rate, {round(a * steps): 0.1 for a in at})
+  return lambda step: jnp.minimum(1.0, (step + 1) / (warm + 1)) * flat(step)
 
 
 def _kernels_only(params):

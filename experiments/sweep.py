@@ -1,0 +1,75 @@
+"""Runs the sweep of a config file: its methods and budgets, each with several seeds.
+
+  python -m experiments.sweep --config=configs/first_table.py --seeds=3 --workdir=runs/first_table
+
+The config file's get_sweep yields the points; --config.x=y changes a field of all of them. Dense
+stages are trained once for each seed and shared. Run again with the same workdir, it resumes and
+skips what is finished; a run that failed is tried again. --processes=2 runs two at a time, each
+with a GPU of its own or half of the CPU cores. --dry_run prints the runs.
+"""
+
+import inspect
+import runpy
+import sys
+from collections.abc import Iterator
+
+import tqdm
+from absl import app, flags
+from ml_collections import config_flags
+
+from dtp_jax.train import sweep
+from dtp_jax.train.flags import parse_flags
+from dtp_jax.train.recipe import Config
+
+config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/first_table.py.')
+flags.DEFINE_string('workdir', None, 'Folder of the sweep; created, or resumed if it is there.')
+flags.DEFINE_integer('seeds', 3, 'Seeds 0, 1, ... of every point.', lower_bound=1)
+flags.DEFINE_integer('processes', 1, 'Runs at a time.', lower_bound=1)
+flags.DEFINE_bool('dry_run', False, 'Print the names of the runs and stop.')
+FLAGS = flags.FLAGS
+
+
+def points() -> Iterator[tuple[str, Config]]:
+  """The points of the config file, with the fields set on the command line.
+
+  Raises:
+    ValueError: the file has no get_sweep.
+  """
+  path, _, argument = config_flags.get_config_filename(FLAGS['config']).partition(':')
+  get_sweep = runpy.run_path(path).get('get_sweep')
+  if not inspect.isfunction(get_sweep):
+    raise ValueError(f'{path} has no function get_sweep(arg); see configs/first_table.py.')
+  for name, config in get_sweep(argument):
+    config.update_from_flattened_dict(config_flags.get_override_values(FLAGS['config']))
+    yield name, config
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is left of the sweep and says how it went."""
+  del argv
+  try:
+    runs = sweep.plan(points(), range(FLAGS.seeds))
+    if FLAGS.dry_run:
+      print('\n'.join(run.name for run in runs))
+      return
+    with tqdm.tqdm(total=len(runs), unit='run') as bar:
+
+      def report(outcome: sweep.Outcome) -> None:
+        bar.update()
+        if outcome.status == 'failed':
+          bar.write(f'{outcome.name} failed: {outcome.reason}', file=sys.stderr)
+        if outcome.status == 'finished':
+          bar.set_postfix_str(outcome.name)
+
+      outcomes = sweep.run_all(runs, FLAGS.workdir, processes=FLAGS.processes, report=report)
+  except (ValueError, FileNotFoundError, ImportError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
+  failed = sum(outcome.status == 'failed' for outcome in outcomes)
+  print(f'{len(outcomes) - failed} of {len(outcomes)} runs are finished, {failed} failed.')
+  print(f'Report: python -m experiments.report {FLAGS.workdir} --out=experiments/results/NAME')
+  if failed:
+    sys.exit('What failed is tried again by the same command; see log.txt in the folder of a run.')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)
