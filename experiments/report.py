@@ -1,107 +1,83 @@
-"""Collects finished runs into a CSV and a Markdown table, and keeps README.md true to it.
+"""Reports over many runs, and keeps README.md true to them.
 
-  python -m experiments.report runs/a runs/b --out=experiments/results/2026-11-23_mnist_mini
+  python -m experiments.report runs/first_table --out=experiments/results/2026-11-23_first_table
   python -m experiments.report --check     fails where a README table differs from its CSV
   python -m experiments.report --write     writes the README tables anew
 
-A README table stands between <!-- table: FOLDER --> and <!-- end -->. Each run folder counts with
-its baselines; runs of one method with different seeds make one row, mean and standard deviation.
+Every finished run below the folders counts, baselines inside a run included. Written are runs.csv
+(a line each run, and all the rest is made from it), table.md, index.html (one file, figures in it)
+and the figures as PNG. The published figures of experiments/published.csv stand beside ours.
+
+A README table stands between <!-- table: FOLDER --> and <!-- end -->; FOLDER data=mnist_mini
+granularity=weights (and model=, unit=, keep=) shows a part of it.
 """
 
-import csv
-import hashlib
-import json
 import pathlib
 import re
-import statistics
 import sys
-from typing import Any
 
 from absl import app, flags
 
-from dtp_jax.report import load_summaries
-from dtp_jax.report.style import label
-from dtp_jax.train.folder import read_json
+from dtp_jax.report import page, plots
+from dtp_jax.report.compare import cells_of, select, studies_of
+from dtp_jax.report.published import read_published, that_match
+from dtp_jax.report.rows import Row, collect, read_csv, write_csv
+from dtp_jax.report.tables import markdown
 
-flags.DEFINE_string('out', None, 'Folder for runs.csv and table.md.')
+flags.DEFINE_string('out', None, 'Folder for runs.csv, table.md, index.html and the figures.')
+flags.DEFINE_string('title', None, 'Title of the page; default: the name of the folder.')
 flags.DEFINE_bool('check', False, 'Compare the tables of README.md with their CSV.')
 flags.DEFINE_bool('write', False, 'Write the tables of README.md from their CSV.')
 FLAGS = flags.FLAGS
 
 README = pathlib.Path('README.md')
-_TABLE = re.compile(r'(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
-_COLUMNS: tuple[str, ...] = (
-  'row', 'method', 'seed', 'accuracy', 'dense_accuracy', 'requested', 'achieved', 'total', 'unit',
-  'parameters', 'parameters_left', 'seconds', 'data', 'model', 'config', 'device', 'python', 'jax',
-)  # fmt: skip
-
-
-def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """One row a run: the main run of a folder and its baselines.
-
-  Raises:
-    FileNotFoundError: the run has not finished.
-  """
-  config, environment = read_json(workdir / 'config.json'), read_json(workdir / 'environment.json')
-  digest = hashlib.sha256(json.dumps({**config, 'seed': None}, sort_keys=True).encode()).hexdigest()
-  about = {
-    'data': config['data']['name'],
-    'model': config['model']['name'],
-    'config': digest[:8],
-    'device': f'{environment["device"]} ({environment["cpus"]} CPUs)',
-    'python': environment['python'],
-    'jax': environment['versions']['jax'],
-  }
-  rows = [{**summary, **about} for summary in load_summaries(workdir)]
-  return [{name: row[name] for name in _COLUMNS} for row in rows]
-
-
-def table_of(rows: list[dict[str, Any]]) -> str:
-  """The Markdown table of CSV rows, dense first, mean and standard deviation over the seeds."""
-  lines = [
-    '| run | seeds | test accuracy, % | kept | parameters left | seconds |',
-    '|---|--:|--:|--:|--:|--:|',
-  ]
-  names = list(dict.fromkeys(row['row'] for row in rows))
-  for name in sorted(names, key=lambda name: name != 'dense'):
-    mine = [row for row in rows if row['row'] == name]
-    values = [100 * float(row['accuracy']) for row in mine]
-    spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
-    kept = _kept(mine)
-    seconds = statistics.median(float(row['seconds']) for row in mine)
-    lines.append(
-      f'| {label(name)} | {len(mine)} | {statistics.mean(values):.2f}{spread} | {kept} | '
-      f'{statistics.mean(int(row["parameters_left"]) for row in mine):,.0f} | {seconds:.0f} |'
-    )
-  return '\n'.join(lines) + '\n'
-
-
-def _kept(rows):
-  """What the runs of a row kept, as a range where learned widths leave different remainders."""
-  totals = {(int(row['total']), row['unit']) for row in rows}
-  if len(totals) > 1:
-    raise ValueError(f'runs of {rows[0]["row"]} have different totals {totals}; report them apart.')
-  total, unit = totals.pop()
-  unit = {'macs': 'MACs', 'count': 'elements'}.get(unit, unit)
-  found = sorted({int(row['achieved']) for row in rows})
-  shares = list(dict.fromkeys(f'{100 * k / total:.2f}' for k in (found[0], found[-1])))
-  amounts = ' to '.join(f'{k:,}' for k in dict.fromkeys((found[0], found[-1])))
-  return f'{amounts} of {total:,} {unit} ({" to ".join(shares)} %)'
-
-
-def read_rows(folder: pathlib.Path) -> list[dict[str, str]]:
-  """The rows of `folder`/runs.csv."""
-  with (folder / 'runs.csv').open(newline='') as file:
-    return list(csv.DictReader(file))
+PUBLISHED = pathlib.Path(__file__).with_name('published.csv')
+_TABLE = re.compile(r'(<!-- table: (\S+)((?: \w+=\S+)*) -->\n)(.*?)(<!-- end -->)', re.S)
 
 
 def readme_with_tables(text: str) -> str:
-  """README text with every table made anew from its CSV."""
+  """README text with every table made anew from its CSV.
+
+  Raises:
+    ValueError: a table that asks for runs which its CSV does not hold.
+  """
 
   def fill(found):
-    return found[1] + table_of(read_rows(pathlib.Path(found[2]))) + found[4]
+    rows = read_csv(pathlib.Path(found[2]) / 'runs.csv')
+    wanted = dict(word.split('=', 1) for word in found[3].split())
+    return found[1] + markdown(select(rows, **wanted) if wanted else rows) + found[5]
 
   return _TABLE.sub(fill, text)
+
+
+def write_folder(folder: pathlib.Path, title: str, rows: list[Row], unfinished: list[str]) -> None:
+  """Writes the whole report; everything is made before anything is written.
+
+  Raises:
+    ImportError: matplotlib or jinja2 is missing (extra `demo`).
+  """
+  table, published = markdown(rows), read_published(PUBLISHED)
+  studies = studies_of(cells_of(rows))
+  figures = {
+    i: plots.png(plots.accuracy_against_kept(study, that_match(published, study[0])))
+    for i, study in enumerate(studies)
+    if study[0].granularity
+  }
+  html = page.render(title, rows, studies, figures, published, unfinished)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_csv(folder / 'runs.csv', rows)
+  files = {figure_name(studies[i][0]): content for i, content in figures.items()}
+  files |= {'table.md': table.encode(), 'index.html': html.encode()}
+  for name, content in files.items():
+    temporary = folder / f'{name}.tmp'
+    temporary.write_bytes(content)
+    temporary.replace(folder / name)
+
+
+def figure_name(cell) -> str:
+  """The file of a study's figure, as in 'mnist_mini_lenet_weights_count.png'."""
+  parts = (cell.data, cell.model, cell.granularity, cell.unit)
+  return re.sub(r'[^\w]+', '_', '_'.join(parts)).strip('_') + '.png'
 
 
 def main(argv: list[str]) -> None:
@@ -117,18 +93,17 @@ def main(argv: list[str]) -> None:
       return
     if not FLAGS.out or len(argv) < 2:
       sys.exit('Give run folders and --out=FOLDER, or --check, or --write. Try --help.')
-    rows = [row for workdir in argv[1:] for row in rows_of(pathlib.Path(workdir))]
-    table = table_of(rows)
-  except (ValueError, FileNotFoundError) as error:
+    folder = pathlib.Path(FLAGS.out)
+    rows, unfinished = collect(argv[1:])
+    write_folder(folder, FLAGS.title or folder.resolve().name, rows, unfinished)
+  except (ValueError, OSError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
-  folder = pathlib.Path(FLAGS.out)
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / 'runs.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-  (folder / 'table.md').write_text(table)
-  print(table)
+  except ImportError as error:
+    sys.exit(f"{error}; the report over many runs needs pip install 'dtp-jax[demo]'.")
+  if unfinished:
+    print(f'Not finished and left out: {", ".join(unfinished)}', file=sys.stderr)
+  print((folder / 'table.md').read_text())
+  print(f'Report: {folder / "index.html"}')
 
 
 if __name__ == '__main__':

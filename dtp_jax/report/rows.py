@@ -1,0 +1,203 @@
+"""Finished runs as rows, one a run, in a CSV file that everything else is made from."""
+
+import csv
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dtp_jax.report.style import place
+from dtp_jax.train.folder import read_json
+
+__all__ = ['COLUMNS', 'Row', 'collect', 'model_key', 'read_csv', 'write_csv']
+
+Row = dict[str, Any]
+
+_TEXTS = ('data', 'model', 'granularity', 'unit', 'row', 'method', 'run', 'config')
+_TEXTS += ('dtp-jax', 'jax', 'flax', 'optax', 'python', 'device', 'command')
+_FRACTIONS = ('keep', 'accuracy', 'dense_accuracy', 'gap', 'seconds')
+_VERSIONS = ('dtp-jax', 'jax', 'flax', 'optax')
+
+COLUMNS: tuple[str, ...] = (
+  'data', 'model', 'granularity', 'unit', 'keep', 'row', 'method', 'seed', 'accuracy',
+  'dense_accuracy', 'gap', 'requested', 'achieved', 'total', 'parameters', 'parameters_left',
+  'macs', 'macs_left', 'dense_steps', 'soft_steps', 'hard_steps', 'seconds', 'run', 'config',
+  'dtp-jax', 'jax', 'flax', 'optax', 'python', 'device', 'cpus', 'command',
+)  # fmt: skip
+
+_RESULT = ('accuracy', 'dense_accuracy', 'achieved', 'total', 'parameters_left', 'macs_left')
+
+
+def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]]:
+  """The finished runs below some folders, at any depth, baselines inside a run included.
+
+  A run that is there twice (the same cell, row and seed) counts once where both have one result:
+  runs of one seed repeat bit for bit, their seconds do not.
+
+  Args:
+    folders: each holds a run or, at any depth, several.
+
+  Returns:
+    (rows in the order of tables with the fields `COLUMNS`, names of the runs that were begun and
+    have not finished).
+
+  Raises:
+    FileNotFoundError: a folder that is not there or has no finished run.
+    ValueError: a file that is not what a run leaves behind, or one run with two results.
+  """
+  rows: dict[tuple, Row] = {}
+  places: dict[tuple, pathlib.Path] = {}
+  unfinished = []
+  for folder in map(pathlib.Path, folders):
+    root = folder.resolve()
+    if not root.is_dir():
+      raise FileNotFoundError(f'{folder} is not a folder; expected one that holds finished runs.')
+    found = sorted(path.parent for path in root.rglob('summary.json'))
+    if not found:
+      raise FileNotFoundError(f'{folder} holds no finished run: there is no summary.json below it.')
+    begun = (path.parent for path in root.rglob('config.json'))
+    names = {p: str(p.relative_to(root.parent)) for p in (*found, *begun)}
+    unfinished += sorted(name for p, name in names.items() if p not in set(found))
+    for path in found:
+      row = _row(path, names[path])
+      key = _identity(row)
+      if key in rows and _differ(row, rows[key]):
+        raise ValueError(
+          f'{places[key]} and {path} are the same run (cell, row and seed {key}) with two results; '
+          'report them apart, or tell them apart by config.row.'
+        )
+      if key not in rows:
+        rows[key], places[key] = row, path
+  return sorted(rows.values(), key=_order), unfinished
+
+
+def _differ(one, other):
+  pairs = [(one[name], other[name]) for name in _RESULT]
+  return any(a != b for a, b in pairs if '' not in (a, b))
+
+
+def _identity(row):
+  """What names a run. A dense run belongs to no budget: it counts in every one of its network."""
+  cell = () if row['method'] == 'dense' else (row['granularity'], row['unit'], row['keep'])
+  return row['data'], row['model'], *cell, row['row'], row['seed']
+
+
+def _order(row):
+  keep = row['keep'] or 1.0
+  return (
+    row['data'], row['model'], row['method'] != 'dense', row['granularity'], row['unit'], -keep,
+    place(row['row'], row['method']), row['seed'],
+  )  # fmt: skip
+
+
+def _row(folder: pathlib.Path, name: str) -> Row:
+  """One finished run. Raises ValueError where a file or a field of it is missing or torn."""
+  try:
+    config, summary, environment = (
+      read_json(folder / f'{part}.json') for part in ('config', 'summary', 'environment')
+    )
+    versions = environment['versions']
+    row = {
+      **{field: summary[field] for field in _RESULT if field != 'macs_left'},
+      **{field: summary[field] for field in ('row', 'method', 'seed', 'gap', 'requested')},
+      **{field: summary[field] for field in ('unit', 'parameters', 'seconds')},
+      **{f'{stage}_steps': steps for stage, steps in summary['stages'].items()},
+      **{package: versions[package] for package in _VERSIONS},
+      **{field: environment[field] for field in ('python', 'device', 'cpus')},
+      **_macs(summary),
+      'data': config['data']['name'],
+      'model': model_key(config['model']),
+      'granularity': _granularity(config['prune']),
+      'keep': _keep(config['prune'], summary),
+      'config': _digest(config),
+      'command': _without_places(environment['command']),
+      'run': name,
+    }
+  except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    raise ValueError(
+      f'{folder} is not a readable run ({type(error).__name__}: {error}); expected config.json, '
+      'environment.json and summary.json as training writes them. Train it anew or move it away.'
+    ) from error
+  if row['method'] == 'dense':
+    row |= dict.fromkeys(('granularity', 'unit', 'keep', 'requested', 'achieved', 'total'), '')
+  return {field: '' if row[field] is None else row[field] for field in COLUMNS}
+
+
+def _macs(summary):
+  """MACs of the dense and of the pruned network, where channels were pruned."""
+  left, dense = summary.get('costs', {}).get('macs', ('', ''))
+  if dense == '' and summary['unit'] == 'macs':
+    left, dense = summary['achieved'], summary['total']
+  return {'macs': dense, 'macs_left': left}
+
+
+def model_key(model: dict[str, Any]) -> str:
+  """A network by name and fields, as in 'resnet_cifar(depth=20)'."""
+  fields = ','.join(
+    f'{name}={json.dumps(value, separators=(",", ":"))}'
+    for name, value in sorted(model.items())
+    if name != 'name'
+  )
+  return f'{model["name"]}({fields})' if fields else model['name']
+
+
+def _granularity(prune):
+  if prune['granularity'] == 'nm':
+    return f'nm:{prune["group"]}'
+  if prune['granularity'] == 'blocks':
+    return f'blocks:{"x".join(map(str, prune["block"]))}'
+  return prune['granularity']
+
+
+def _keep(prune, summary):
+  """The fraction asked for; of a count, or of fractions for each layer, what they come to."""
+  if prune['count'] is None and not prune.get('ratios'):
+    return float(prune['keep'])
+  return float(f'{summary["requested"] / summary["total"]:.6g}')
+
+
+def _digest(config):
+  """Eight hex digits of everything in a config but the seed and the place of the data."""
+  data = {**config['data'], 'data_dir': None}
+  content = json.dumps({**config, 'seed': None, 'data': data}, sort_keys=True)
+  return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def _without_places(command):
+  """A command line with absolute paths cut to their last part: the rest is this machine's."""
+  return re.sub(r'(?<![^\s=\'"])/(?:[^\s/\'"]+/)*([^\s/\'"]*)/?', r'\1', command)
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
+  """Writes rows whole or not at all."""
+  temporary = path.with_name(path.name + '.tmp')
+  with temporary.open('w', newline='') as file:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+  os.replace(temporary, path)
+
+
+def read_csv(path: pathlib.Path) -> list[Row]:
+  """The rows of a CSV file that `write_csv` wrote; what is empty there is '' here.
+
+  Raises:
+    ValueError: other columns, or a number that is none.
+  """
+  with path.open(newline='') as file:
+    reader = csv.DictReader(file)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+      raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {list(COLUMNS)}.')
+    return [{name: _typed(path, name, text) for name, text in row.items()} for row in reader]
+
+
+def _typed(path, name, text):
+  if text == '' or name in _TEXTS:
+    return text
+  try:
+    return float(text) if name in _FRACTIONS else int(text)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{path} has {name} {text!r}; expected a number.') from error

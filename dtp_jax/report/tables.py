@@ -1,0 +1,224 @@
+"""The tables of a report, as cells of text; Markdown of them."""
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dtp_jax.report.compare import Cell, Difference, Line, cells_of, paired, studies_of
+from dtp_jax.report.rows import Row
+from dtp_jax.report.style import label, place
+
+__all__ = [
+  'Table',
+  'against',
+  'budget_name',
+  'by_budget',
+  'heading',
+  'markdown',
+  'of_cell',
+  'of_runs',
+  'percent',
+  'summary',
+]
+
+Study = Sequence[Cell]
+
+_ELEMENTS = {'channels': 'channels', 'weights': 'single weights'}
+_UNITS = {'macs': 'MACs', 'count': 'elements', 'params': 'parameters'}
+
+
+class Table(NamedTuple):
+  """A table as text: a header and rows of as many cells; the first `texts` columns are words."""
+
+  header: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+  texts: int = 1
+
+  def __str__(self) -> str:
+    """As Markdown, words to the left and numbers to the right."""
+    rule = ('---',) * self.texts + ('--:',) * (len(self.header) - self.texts)
+    lines = [f'| {" | ".join(self.header)} |', f'|{"|".join(rule)}|']
+    lines += [f'| {" | ".join(row)} |' for row in self.rows]
+    return '\n'.join(lines) + '\n'
+
+
+def markdown(rows: Sequence[Row]) -> str:
+  """Every table of some rows: of a single cell its rows, of several a column for each budget."""
+  cells = cells_of(rows)
+  if len(cells) == 1:
+    return str(of_cell(cells[0]))
+  parts = []
+  for study in studies_of(cells):
+    parts.append(f'{heading(study)}:\n\n{by_budget(study)}')
+    differences = summary(study)
+    if differences.rows:
+      parts.append(str(differences))
+  return '\n'.join(parts)
+
+
+def heading(study: Study) -> str:
+  """The network, its data and what was pruned, in words."""
+  cell = study[0]
+  what = _ELEMENTS.get(cell.granularity, cell.granularity)
+  return f'{cell.model} on {cell.data}' + (f', {what}' if what else '')
+
+
+def percent(keep: float) -> str:
+  """A fraction as in '5 %'."""
+  return f'{100 * keep:.4g} %'
+
+
+def of_cell(cell: Cell) -> Table:
+  """One cell in full: seeds, accuracy, what was kept, seconds (the median)."""
+  totals = {run['total'] for line in cell.lines for run in line.runs if run['total'] != ''}
+  if len(totals) > 1:
+    raise ValueError(f'runs of one cell have different totals {totals}; report them apart.')
+  total = totals.pop() if totals else None
+  rows = tuple(
+    (
+      label(line.row),
+      str(len(line.runs)),
+      _spread(line),
+      _kept(line, total, cell.unit),
+      f'{statistics.mean(run["parameters_left"] for run in line.runs):,.0f}',
+      f'{statistics.median(run["seconds"] for run in line.runs):.0f}',
+    )
+    for line in cell.lines
+  )
+  header = ('run', 'seeds', 'test accuracy, %', 'kept', 'parameters left', 'seconds')
+  return Table(header, rows)
+
+
+def by_budget(study: Study) -> Table:
+  """Rows are methods, columns the budgets, dense its own: mean and deviation over the seeds."""
+  budgets = _budgets(study)
+  header = ('test accuracy, %', 'seeds', 'dense', *map(budget_name, budgets))
+  rows = []
+  for (name, method), found in _by_row(study).items():
+    most = max(len(line.runs) for line in found.values())
+    if method == 'dense':
+      values = (_spread(next(iter(found.values()))), *('' for _ in budgets))
+    else:
+      lines = (found.get(cell.keep) for cell in budgets)
+      values = ('', *(_spread(line, most) if line else '' for line in lines))
+    rows.append((label(name), str(most), *values))
+  return Table(header, tuple(rows))
+
+
+def against(study: Study, other: str) -> Table:
+  """Paired differences of every row to the best baseline or to dense, budget by budget.
+
+  Args:
+    study: cells of one network.
+    other: 'best baseline' or 'dense'.
+  """
+  budgets = _budgets(study)
+  rows = []
+  for (name, method), found in _by_row(study).items():
+    if method == other:
+      continue
+    values = []
+    for cell in budgets:
+      reference = cell.dense if other == 'dense' else cell.best_baseline
+      values.append(_against(found.get(cell.keep), reference, other))
+    rows.append((label(name), *values))
+  return Table((f'points against {other}', *map(budget_name, budgets)), tuple(rows))
+
+
+def summary(study: Study) -> Table:
+  """Our rows against the best baseline and against dense, a line each budget."""
+  rows = []
+  for cell in _budgets(study):
+    best = cell.best_baseline
+    for line in cell.ours:
+      rows.append(
+        (
+          budget_name(cell),
+          label(line.row),
+          'none' if best is None else label(best.row),
+          _against(line, best, '') or 'none',
+          _against(line, cell.dense, '') or 'none',
+        )
+      )
+  header = ('kept', 'run', 'best baseline', 'points against it (95 %)', 'points against dense')
+  return Table(header, tuple(rows), texts=3)
+
+
+def of_runs(study: Study) -> Table:
+  """Every run: what names it, what it reached, where it lies."""
+  header = ('run', 'kept', 'seed', 'accuracy, %', 'achieved', 'parameters left', 'seconds')
+  runs = {
+    (cell.keep if line.method != 'dense' else 1.0, line.row, run['seed']): run
+    for cell in study
+    for line in cell.lines
+    for run in line.runs
+  }
+  rows = tuple(
+    (
+      label(row),
+      percent(keep),
+      str(seed),
+      f'{100 * run["accuracy"]:.2f}',
+      '' if run['achieved'] == '' else f'{run["achieved"]:,}',
+      f'{run["parameters_left"]:,}',
+      f'{run["seconds"]:.0f}',
+      run['config'],
+      run['run'],
+    )
+    for (keep, row, seed), run in runs.items()
+  )
+  return Table((*header, 'config', 'folder'), rows)
+
+
+def _budgets(study):
+  return [cell for cell in study if cell.granularity]
+
+
+def budget_name(cell: Cell) -> str:
+  """The budget of a cell, as in '5 % of weights'."""
+  unit = _UNITS.get(cell.unit, cell.unit)
+  unit = 'weights' if cell.granularity == 'weights' else unit
+  unit = 'channels' if (cell.granularity, cell.unit) == ('channels', 'count') else unit
+  return f'{percent(cell.keep)} of {unit}'
+
+
+def _by_row(study):
+  """{(row, method): {keep: line}} in the order of tables."""
+  found = {}
+  for cell in study:
+    for line in cell.lines:
+      found.setdefault((line.row, line.method), {})[cell.keep] = line
+  return {key: found[key] for key in sorted(found, key=lambda key: place(*key))}
+
+
+def _kept(line: Line, total: int | None, unit: str) -> str:
+  """What the runs of a row kept, as a range where learned widths leave different remainders."""
+  if total is None:
+    return 'all'
+  achieved = [total if line.method == 'dense' else run['achieved'] for run in line.runs]
+  found = sorted(set(achieved))
+  shares = list(dict.fromkeys(f'{100 * k / total:.2f}' for k in (found[0], found[-1])))
+  amounts = ' to '.join(f'{k:,}' for k in dict.fromkeys((found[0], found[-1])))
+  return f'{amounts} of {total:,} {_UNITS.get(unit, unit)} ({" to ".join(shares)} %)'
+
+
+def _spread(line, seeds=None):
+  spread = '' if line.std is None else f' ± {line.std:.2f}'
+  fewer = '' if seeds in (None, len(line.runs)) else f' (n = {len(line.runs)})'
+  return f'{line.mean:.2f}{spread}{fewer}'
+
+
+def _against(line, other, name):
+  if line is None or other is None:
+    return ''
+  if line is other:
+    return name
+  difference = paired(line, other)
+  return 'no seed in common' if difference is None else _interval(difference, len(line.runs))
+
+
+def _interval(difference: Difference, seeds: int) -> str:
+  if difference.low is None:
+    return f'{difference.mean:+.2f} (one seed)'
+  fewer = '' if difference.n == seeds else f', n = {difference.n}'
+  return f'{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f}{fewer})'
