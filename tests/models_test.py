@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from dtp_jax.graph import trace
-from dtp_jax.models import VGG, CifarResNet, LeNet, MobileNetV2, ResNet
+from dtp_jax.models import VGG, CifarResNet, LeNet, MobileNetV2, ResNet, ViT
 from dtp_jax.models.mobilenet import _divisible
 from dtp_jax.train import recipe
 from tests.graph.agreement import (
+  QUICK,
   all_but_one,
   assert_agreement,
   compiled,
@@ -34,10 +35,10 @@ def total(layers, *head):
   return params + (inputs + 1) * classes, macs + inputs * classes
 
 
-def vgg19(classes):
-  """32x32: two layers at full size, two at half, four each at a quarter, an eighth and less."""
-  widths = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
-  sides = [32] * 2 + [16] * 2 + [8] * 4 + [4] * 4 + [2] * 4
+def vgg(layers, classes):
+  """32x32, halved between five stages of so many layers; the last two are as wide."""
+  widths = [w for w, n in zip((64, 128, 256, 512, 512), layers, strict=True) for _ in range(n)]
+  sides = [s for s, n in zip((32, 16, 8, 4, 2), layers, strict=True) for _ in range(n)]
   pairs = zip([3, *widths], widths, sides, strict=False)
   return total([(a, b, 3, side, True) for a, b, side in pairs], 512, classes)
 
@@ -96,6 +97,17 @@ def mobile():
   return total([*layers, (320, 1280, 1, 7, False)], 1280, 1000)
 
 
+def transformer(width):
+  """224x224 in patches of 16 and a class token; 12 blocks, whose MLP is four times as wide."""
+  tokens, square = 14 * 14 + 1, width * width
+  embed = (16 * 16 * 3 + 1) * width + width + tokens * width
+  block = 4 * (square + width) + (4 * square + 4 * width) + (4 * square + width) + 4 * width
+  params = embed + 12 * block + 2 * width + (width + 1) * 1000
+  # Every token meets 4 and 8 square kernels, and every other token twice: scores and mean.
+  block_macs = tokens * 12 * square + 2 * tokens * tokens * width
+  return params, 14 * 14 * 16 * 16 * 3 * width + 12 * block_macs + width * 1000
+
+
 # name: module, side of its images, parameters, MACs, the same by arithmetic.
 COUNTS = {
   'resnet18': (ResNet(18), 224, 11_689_512, 1_814_073_344, basic((2, 2, 2, 2))),
@@ -104,7 +116,11 @@ COUNTS = {
   'mobilenet_v2': (MobileNetV2(), 224, 3_504_872, 300_774_272, mobile()),
   'resnet20': (CifarResNet(20), 32, 272_474, 40_813_184, cifar(20)),
   'resnet56': (CifarResNet(56), 32, 855_770, 125_747_840, cifar(56)),
-  'vgg19': (VGG(19, 100), 32, 20_086_692, 398_182_400, vgg19(100)),
+  'resnet110': (CifarResNet(110), 32, 1_730_714, 253_149_824, cifar(110)),
+  'vgg16': (VGG(16), 32, 14_728_266, 313_201_664, vgg((2, 2, 3, 3, 3), 10)),
+  'vgg19': (VGG(19, 100), 32, 20_086_692, 398_182_400, vgg((2, 2, 4, 4, 4), 100)),
+  'vit_tiny': (ViT.tiny(), 224, 5_717_416, 1_253_683_200, transformer(192)),
+  'vit_small': (ViT.small(), 224, 22_050_664, 4_598_882_304, transformer(384)),
 }
 
 
@@ -137,7 +153,15 @@ TINY = {
     MobileNetV2(3, stages=((1, 8, 1, 1), (2, 8, 2, 1), (3, 16, 1, 2)), stem=8, last=16),
     8,
   ),
+  'vit': (ViT(3, width=12, depth=1, heads=3, mlp=2, patch=4, dropout=0.1), 8),
+  'vit_mean': (ViT(3, width=6, depth=1, heads=2, mlp=1, patch=4, pool='mean'), 8),
 }
+
+# The colours and the logits; for a ViT the residual stream, normalised over its channels, and the
+# rows and columns of patches too.
+FROZEN = dict.fromkeys(TINY, 2) | {'vit': 5, 'vit_mean': 5}
+
+SLOW = ('vgg', 'resnet_basic', 'vit_mean')
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +183,7 @@ def tiny():
 def test_slim_is_masked(tiny, name):
   case, graph = tiny(name)
   assert len(graph.groups) > 1
-  assert len(graph.frozen) == 2  # the colours and the logits
+  assert len(graph.frozen) == FROZEN[name]
   reference = compiled(masked(graph), case.eval, grads=False)
   for masks in (random_masks(graph, 2), one_left(graph), all_but_one(graph)):
     assert_agreement(graph, case.variables, case.inputs, case.eval, masks, False, reference)
@@ -167,10 +191,7 @@ def test_slim_is_masked(tiny, name):
 
 @pytest.mark.parametrize(
   'name',
-  [
-    pytest.param(name, marks=pytest.mark.slow) if name in ('vgg', 'resnet_basic') else name
-    for name in TINY
-  ],
+  [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TINY],
 )
 def test_slim_is_masked_in_training_with_gradients_and_new_state(tiny, x64, name):
   """In float64: behind many normalisations of a small batch, float32 gradients are rounding."""
@@ -192,10 +213,29 @@ def test_training_has_the_same_groups(name):
   assert graph.sizes == trace(module.apply, variables, x).sizes
 
 
+def test_vit_prunes_heads_their_channels_and_the_mlp():
+  graph = traced(ViT.tiny(), 224)
+  parts = {'attention/query:1': 3, 'attention/query:2': 64, 'attention/value': 64, 'up': 768}
+  expected = {f'block{i}/{part}': n for i in range(1, 13) for part, n in parts.items()}
+  assert graph.sizes == expected
+
+
+def test_vit_sees_where_a_patch_is_by_its_position_alone(tiny):
+  case, _ = tiny('vit')
+  (x,) = case.inputs
+  moved = jnp.roll(x, 4, axis=1)  # by one patch
+  apply = jax.jit(case.fn, compiler_options=QUICK)
+  assert not jnp.allclose(apply(case.variables, x), apply(case.variables, moved), atol=1e-3)
+  params = case.variables['params']
+  blind = {'params': {**params, 'positions': jnp.zeros_like(params['positions'])}}
+  assert jnp.allclose(apply(blind, x), apply(blind, moved), atol=1e-5)
+
+
 def test_the_config_names_them():
   assert recipe.MODELS['vgg'] is VGG
   assert recipe.MODELS['resnet'] is ResNet
   assert recipe.MODELS['mobilenet_v2'] is MobileNetV2
+  assert recipe.MODELS['vit'] is ViT
 
 
 @pytest.mark.parametrize(
@@ -204,6 +244,9 @@ def test_the_config_names_them():
     (VGG(12), 32, 'depth is 12; expected one of 11, 13, 16, 19'),
     (VGG(16), 8, 'images are 8x8; expected 16x16'),
     (ResNet(20), 32, 'depth is 20; expected one of 18, 34, 50'),
+    (ViT(), 40, 'images are 40x40; expected multiples of patch, 16'),
+    (ViT(width=10, heads=4), 32, 'width is 10; expected a multiple of heads, 4'),
+    (ViT(pool='max'), 32, "pool is 'max'; expected 'token' or 'mean'"),
   ],
 )
 def test_errors_name_what_is_wrong(module, size, message):

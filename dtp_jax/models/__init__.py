@@ -5,5 +5,6 @@ from dtp_jax.models.mobilenet import MobileNetV2
 from dtp_jax.models.resnet import ResNet
 from dtp_jax.models.resnet_cifar import CifarResNet
 from dtp_jax.models.vgg import VGG
+from dtp_jax.models.vit import ViT
 
-__all__ = ['VGG', 'CifarResNet', 'LeNet', 'MobileNetV2', 'ResNet']
+__all__ = ['VGG', 'CifarResNet', 'LeNet', 'MobileNetV2', 'ResNet', 'ViT']

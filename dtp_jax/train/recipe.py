@@ -30,6 +30,7 @@ MODELS: dict[str, type[nn.Module]] = {
   'resnet': models.ResNet,
   'resnet_cifar': models.CifarResNet,
   'vgg': models.VGG,
+  'vit': models.ViT,
 }
 
 ONE_SHOT = ('dense', 'random', 'magnitude')
@@ -194,14 +195,16 @@ def _cosine(rate, steps, *, warmup, at):
 
 
 def _steps(rate, steps, *, warmup, at):
-  """A tenth of the rate from each of the fractions `at` on, after a linear warm-up."""
+  """A tenth of the rate from each of the fractions `at` of the steps on; the warm-up is linear."""
   if not all(0 < a < 1 for a in at) or list(at) != sorted(set(at)):
-    raise ValueError(
-      f'steps of the learning rate at {tuple(at)}; expected rising fractions in (0, 1).'
-    )
+    raise ValueError(f'the rate falls at {tuple(at)}; expected rising fractions in (0, 1).')
   warm = round(warmup * steps)
-  flat = optax.piecewise_constant_schedule(rate, {round(a * steps): 0.1 for a in at})
-  return lambda step: jnp.minimum(1.0, (step + 1) / (warm + 1)) * flat(step)
+
+  def schedule(step):
+    ramp = jnp.minimum(1.0, step / warm) if warm else 1.0
+    return rate * ramp * 0.1 ** sum(jnp.asarray(step >= round(a * steps), jnp.float32) for a in at)
+
+  return schedule
 
 
 def _kernels_only(params):
