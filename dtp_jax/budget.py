@@ -1,6 +1,7 @@
 """Budgets: how much to keep, in exact integers, and which elements compete for it."""
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -24,7 +25,10 @@ class Budget:
   Attributes:
     keep: a float in [0, 1] is the fraction to keep, an int the amount itself. A number of elements
       is rounded to the nearest integer; a cost is rounded down and covers the whole network, what
-      cannot be pruned included.
+      cannot be pruned included. A mapping {glob pattern: fraction}, as in {'layer1_*/conv1': 0.25},
+      gives every score array a fraction of its own, rounded down to whole elements (and to
+      `multiple_of`): that of the first pattern that matches its name, else 1. It takes of='count'
+      and scope='layer'.
     of: the unit. 'count' of elements; for channels also 'params', 'macs' (for one example) or a
       `dtp_jax.latency_table.LatencyTable` (nanoseconds).
     scope: which elements compete. 'global': all of them. 'layer': the same fraction of every score
@@ -33,11 +37,12 @@ class Budget:
       for N:M sparsity. The counts add up to the requested total exactly in the first three.
       Channels know 'global' (learned widths) and 'layer' (uniform width, to one channel a group
       and as large as that allows).
-    min_keep: channels that every group keeps at least (single weights know no floor).
+    min_keep: channels that every group keeps at least (single weights know no floor); a mapping
+      that gives a group less is refused.
     multiple_of: channel groups keep a multiple of it (8, 128 for hardware), or all their channels.
   """
 
-  keep: float | int
+  keep: float | int | Mapping[str, float]
   of: Any = 'count'
   scope: Scope = 'global'
   min_keep: int = 1
@@ -45,11 +50,7 @@ class Budget:
 
   def __post_init__(self):
     """Raises ValueError on a keep or a scope out of range."""
-    if isinstance(self.keep, bool) or not isinstance(self.keep, int | float):
-      raise ValueError(f'keep is {self.keep!r}; expected a fraction (float) or a count (int).')
-    high = math.inf if isinstance(self.keep, int) else 1.0
-    if not 0 <= self.keep <= high:
-      raise ValueError(f'keep is {self.keep}; expected a fraction in [0, 1] or a count >= 0.')
+    _check_keep(self)
     if self.scope not in get_args(Scope):
       raise ValueError(f'scope is {self.scope!r}; expected one of {get_args(Scope)}.')
     if not isinstance(self.of, str) and not hasattr(self.of, 'cost'):
@@ -68,13 +69,12 @@ class Budget:
     """The requested amount out of n, in exact integers.
 
     Raises:
-      ValueError: an amount larger than n.
+      ValueError: an amount larger than n, or fractions per array.
     """
+    if isinstance(self.keep, Mapping):
+      raise ValueError(f'keep is {self.keep}, fractions per array: there is none of all together.')
     if isinstance(self.keep, float):
-      if self.of == 'count':
-        return round(self.keep * n)
-      # As written: 29 % of 100 is 29, where the float product lies below.
-      return math.floor(Fraction(str(self.keep)) * n)
+      return round(self.keep * n) if self.of == 'count' else _floor(self.keep, n)
     if self.keep > n:
       raise ValueError(f'keep is {self.keep} {self.unit}; expected at most the {n} there are.')
     return self.keep
@@ -107,14 +107,15 @@ def problems(prunable: Prunable, budget: Budget) -> tuple[Problem, ...]:
   shapes = prunable.shapes
   sizes = {name: math.prod(shape) for name, shape in shapes.items()}
   total = sum(sizes.values())
+  if isinstance(budget.keep, Mapping):
+    return _per_array(shapes, _shares(budget.keep, sizes))
   if budget.scope == 'row':
     return tuple(_row_problem(name, shape, budget) for name, shape in shapes.items())
   k = budget.count(total)
   if budget.scope == 'global':
     return (CountProblem(tuple(shapes), tuple(shapes.values()), False, total, k),)
   density = prunable.density if budget.scope == 'erk' else dict.fromkeys(sizes, 1.0)
-  counts = _apportion(k, _quotas(k, sizes, density), sizes)
-  return tuple(CountProblem((n,), (shapes[n],), False, sizes[n], counts[n]) for n in shapes)
+  return _per_array(shapes, _apportion(k, _quotas(k, sizes, density), sizes))
 
 
 def account(prunable: Prunable, budget: Budget, hard: Mapping[str, Any]) -> Account:
@@ -126,7 +127,11 @@ def account(prunable: Prunable, budget: Budget, hard: Mapping[str, Any]) -> Acco
     return Account(budget.of, requested, kept, sum(mask.size for mask in hard.values()))
   cost = cost_of(prunable, budget)
   counts = {name: int(np.count_nonzero(mask)) for name, mask in hard.items()}
-  return Account(budget.unit, budget.count(cost.total), cost.at(counts), cost.total)
+  if isinstance(budget.keep, Mapping):
+    requested = sum(_shares(budget.keep, prunable.sizes).values())
+  else:
+    requested = budget.count(cost.total)
+  return Account(budget.unit, requested, cost.at(counts), cost.total)
 
 
 def cost_of(prunable: Prunable, budget: Budget) -> Cost:
@@ -148,6 +153,10 @@ def _channel_problems(prunable, budget):
   """One problem of all groups, or for 'layer' one per group, of the same width to one channel."""
   if budget.scope not in ('global', 'layer'):
     raise ValueError(f"scope is {budget.scope!r}; channels know 'global' and 'layer'.")
+  if isinstance(budget.keep, Mapping):
+    shares = _shares(budget.keep, prunable.sizes)
+    widths = {name: _width(budget, name, k, prunable.sizes[name]) for name, k in shares.items()}
+    return _per_array(prunable.shapes, widths)
   sizes, cost = prunable.sizes, cost_of(prunable, budget)
   limit = budget.count(cost.total)
   floors = {'min_keep': budget.min_keep, 'multiple_of': budget.multiple_of}
@@ -157,9 +166,64 @@ def _channel_problems(prunable, budget):
   # is left of the budget widens a group once: cheap ones would take many channels of it.
   uniform = {name: -np.arange(1, n + 1) / n for name, n in sizes.items()}
   kept = round_to_budget(uniform, cost, limit, **floors, fill_once=True)
+  return _per_array(prunable.shapes, {name: int(kept[name].sum()) for name in sizes})
+
+
+def _per_array(shapes, counts):
+  """One problem per score array, which keeps `counts` of it."""
   return tuple(
-    CountProblem((name,), ((n,),), False, n, int(kept[name].sum())) for name, n in sizes.items()
+    CountProblem((name,), (shape,), False, math.prod(shape), counts[name])
+    for name, shape in shapes.items()
   )
+
+
+def _shares(ratios, sizes):
+  """The count of each name under fractions by pattern: the first that matches counts, else all."""
+  counts, left = dict(sizes), list(sizes)
+  for pattern, fraction in ratios.items():
+    matched = fnmatch.filter(left, pattern)
+    if not matched:
+      raise ValueError(
+        f'keep has the pattern {pattern!r}, which matches none of {left}; names that an earlier '
+        'pattern matches are taken.'
+      )
+    counts |= {name: _floor(fraction, sizes[name]) for name in matched}
+    left = [name for name in left if name not in matched]
+  return counts
+
+
+def _width(budget, name, count, size):
+  """The largest width of a group within `count` channels, which may not be below its floor."""
+  multiple = budget.multiple_of
+  width = size if count == size else count // multiple * multiple
+  if width < min(size, budget.min_keep):
+    raise ValueError(
+      f'keep leaves {width} of the {size} channels of {name!r} (multiples of {multiple}), below '
+      f'min_keep={budget.min_keep}. Raise its fraction or lower min_keep or multiple_of.'
+    )
+  return width
+
+
+def _floor(fraction, n):
+  # As written: 29 % of 100 is 29, where the float product lies below.
+  return math.floor(Fraction(str(fraction)) * n)
+
+
+def _check_keep(budget):
+  keep = budget.keep
+  if isinstance(keep, Mapping):
+    if not keep or not all(isinstance(f, float) and 0 <= f <= 1 for f in keep.values()):
+      raise ValueError(f'keep is {keep}; expected fractions (float) in [0, 1] by pattern.')
+    if budget.scope != 'layer' or budget.of != 'count':
+      raise ValueError(
+        f'scope is {budget.scope!r} and of {budget.of!r}; fractions per array are counts: expected '
+        "scope='layer', of='count'."
+      )
+    return
+  if isinstance(keep, bool) or not isinstance(keep, int | float):
+    raise ValueError(f'keep is {keep!r}; expected a fraction (float) or a count (int).')
+  if not 0 <= keep <= (math.inf if isinstance(keep, int) else 1.0):
+    raise ValueError(f'keep is {keep}; expected a fraction in [0, 1] or a count >= 0.')
 
 
 def _row_problem(name, shape, budget):
