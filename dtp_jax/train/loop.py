@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import tqdm
 
@@ -52,7 +51,7 @@ def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]
   main = train_and_evaluate(config, workdir, data=data)
   summaries = [main]
   for name in config.get('baselines', ()):
-    baseline = ml_collections.ConfigDict(config)
+    baseline = config.copy_and_resolve_references()  # ConfigDict(config) would share its parts
     baseline.update(config.rows.get(name, {'method': name}))
     baseline.update({'row': name, 'baselines': ()})
     fork = workdir if main['stages']['dense'] else None

@@ -214,7 +214,7 @@ def _finished(run: Run, workdir: pathlib.Path) -> bool:
 
 
 def _copy(config, **fields) -> Config:
-  copy = ml_collections.ConfigDict(config)
+  copy = config.copy_and_resolve_references()  # ConfigDict(config) would share what is nested
   copy.update(fields)
   return copy
 

@@ -129,6 +129,15 @@ def test_rerunning_a_finished_run_changes_nothing(finished):
   assert {p.name for p in before if before[p] != after[p]} <= {'environment.json', 'masks.npz'}
 
 
+def test_baselines_leave_the_config_of_the_main_run_alone(finished):
+  """What one changes must not reach the next: a copied config shares nothing with its source."""
+  workdir, summaries = finished
+  config = tiny_config()
+  before = config.to_json_best_effort()
+  assert loop.compare(config, workdir) == summaries
+  assert config.to_json_best_effort() == before
+
+
 def test_another_config_is_refused_and_the_fields_are_listed(finished):
   workdir, _ = finished
   config = tiny_config()
