@@ -6,10 +6,15 @@ import math
 import pathlib
 import struct
 import tarfile
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+
+_OR_RAW = (
+  ', or unpack it and remove the archive: raw files are accepted and recorded as unverified.'
+)
 
 
 class ChecksumError(ValueError):
@@ -24,7 +29,8 @@ class Archive(NamedTuple):
     filename: Its original name.
     size: Its official size in bytes.
     sha256: Its official checksum.
-    members: Paths of the raw files inside that are needed.
+    members: Paths of the raw files inside that are needed; () for an archive that is read in place,
+      whose raw files are not accepted.
     optional: Paths of raw files that are used where present (names of the classes).
   """
 
@@ -37,17 +43,19 @@ class Archive(NamedTuple):
 
 
 class Source(NamedTuple):
-  """The raw files of one data set, in memory.
+  """The raw files of one data set, in memory, or the archives too large for that.
 
   Attributes:
     members: File name (no folder) to contents.
     verified: True if every byte came from an archive with the official checksum.
     files: What was read, as JSON-able {'file', 'bytes', 'sha256'}.
+    paths: Archives that are read in place, by their original names.
   """
 
   members: dict[str, bytes]
   verified: bool
   files: tuple[dict[str, Any], ...]
+  paths: Mapping[str, pathlib.Path] = MappingProxyType({})
 
 
 def from_paths(archives: Sequence[Archive], paths: Mapping[str, pathlib.Path]) -> Source:
@@ -89,10 +97,9 @@ def from_folder(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
     FileNotFoundError: No such folder, or neither an archive nor its raw files are in it.
     ChecksumError: An archive is there but is not the official one.
   """
-  if not folder.is_dir():
-    raise FileNotFoundError(f'{folder} is not a folder. Pass the folder that holds the files.')
-  packed = [a for a in archives if (folder / a.filename).is_file()]
-  raw = [a for a in archives if a not in packed]
+  _check_folder(folder)
+  there = [a for a in archives if (folder / a.filename).is_file()]
+  raw = [a for a in archives if a not in there]
   found = {name: _raw_path(folder, name) for a in raw for name in (*a.members, *a.optional)}
   missing = [a for a in raw if not all(found[name] for name in a.members)]
   if missing:
@@ -100,13 +107,73 @@ def from_folder(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
     raise FileNotFoundError(
       f'{folder} lacks\n' + '\n'.join(lines) + '\nPut these files there under these names.'
     )
-  source = from_paths(packed, {a.url: folder / a.filename for a in packed})
+  source = from_paths(there, {a.url: folder / a.filename for a in there})
   members, files = dict(source.members), list(source.files)
   for path in filter(None, found.values()):
     members[path.name] = path.read_bytes()
     digest = hashlib.sha256(members[path.name]).hexdigest()
     files.append({'file': path.name, 'bytes': len(members[path.name]), 'sha256': digest})
   return Source(members, not raw, tuple(files))
+
+
+def packed(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
+  """Verifies archives in `folder` and leaves them there, to be read in place.
+
+  Args:
+    archives: The archives of one data set.
+    folder: A folder, only read.
+
+  Returns:
+    The verified source; `paths` is filled, `members` is empty.
+
+  Raises:
+    FileNotFoundError: No such folder, or it lacks archives.
+    ChecksumError: An archive is not the official one.
+  """
+  _check_folder(folder)
+  missing = [a for a in archives if not (folder / a.filename).is_file()]
+  if missing:
+    lines = [f'  {a.filename}, {a.size:,} bytes' for a in missing]
+    raise FileNotFoundError(
+      f'{folder} lacks\n' + '\n'.join(lines) + '\nPut these archives there, not unpacked.'
+    )
+  paths = {a.filename: folder / a.filename for a in archives}
+  files = tuple(_verify(paths[a.filename], a) for a in archives)
+  return Source({}, True, files, paths)
+
+
+def tar_names(path: pathlib.Path) -> list[str]:
+  """Returns the sorted names of the files in an uncompressed tar."""
+  with tarfile.open(path, 'r:') as tar:
+    return sorted(item.name for item in tar if item.isfile())
+
+
+def tar_files(
+  tar: IO[bytes], names: Sequence[str] | None = None
+) -> Iterator[tuple[str, IO[bytes]]]:
+  """Yields (name, file) for files of an uncompressed tar, which is never unpacked.
+
+  Args:
+    tar: An open file that can seek.
+    names: Which files, in this order; default: all, in the order they lie there.
+
+  Yields:
+    A name and its contents, to be read before the next one is asked for.
+  """
+  with tarfile.open(fileobj=tar, mode='r:') as archive:
+    for item in archive if names is None else map(archive.getmember, names):
+      file = archive.extractfile(item)
+      if file is not None:  # a folder
+        yield item.name, file
+
+
+def no_download(name: str, archives: Sequence[Archive], account: str) -> FileNotFoundError:
+  """Returns the error for archives that only registered users may download."""
+  files = '\n'.join(f'  {a.filename}, {a.size:,} bytes, sha256 {a.sha256}' for a in archives)
+  return FileNotFoundError(
+    f'{name} cannot be downloaded without an account. Register at {account}, put\n{files}\n'
+    f'into one folder, not unpacked, and run: python -m dtp_jax.data.prepare {name} --from FOLDER'
+  )
 
 
 def no_network(name: str, archives: Sequence[Archive], error: Exception) -> ConnectionError:
@@ -172,6 +239,11 @@ def read_cifar(name: str, data: bytes, label_bytes: int) -> tuple[np.ndarray, np
   return np.ascontiguousarray(images), rows[:, :label_bytes]
 
 
+def _check_folder(folder: pathlib.Path) -> None:
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder} is not a folder. Pass the folder that holds the files.')
+
+
 def _verify(path: pathlib.Path, archive: Archive) -> dict[str, Any]:
   """Returns the file's record, or raises ChecksumError."""
   with path.open('rb') as file:
@@ -182,8 +254,7 @@ def _verify(path: pathlib.Path, archive: Archive) -> dict[str, Any]:
       f'{path} is not the official {archive.filename}:\n'
       f'  found    sha256 {digest}, {size:,} bytes\n'
       f'  expected sha256 {archive.sha256}, {archive.size:,} bytes\n'
-      f'Download it again from {archive.url}, or unpack it and remove the archive: '
-      'raw files are accepted and recorded as unverified.'
+      f'Download it again from {archive.url}{_OR_RAW if archive.members else "."}'
     )
   return {'file': archive.filename, 'bytes': size, 'sha256': digest}
 

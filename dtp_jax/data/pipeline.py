@@ -5,6 +5,7 @@ augments and normalises. The order is a function of (seed, step) alone, so a che
 position is the step number.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -118,11 +119,11 @@ class IndexStream(Iterator[np.ndarray]):
     Raises:
       ValueError: An argument is out of range.
     """
-    _check_range('n', n, 1, 2**31)
-    _check_range('batch_size', batch_size, 1, 2**31)
-    _check_range('seed', seed, 0, 2**64)
-    _check_range('process_count', process_count, 1, 2**31)
-    _check_range('process_index', process_index, 0, process_count)
+    check_range('n', n, 1, 2**31)
+    check_range('batch_size', batch_size, 1, 2**31)
+    check_range('seed', seed, 0, 2**64)
+    check_range('process_count', process_count, 1, 2**31)
+    check_range('process_index', process_index, 0, process_count)
     if batch_size % process_count:
       raise ValueError(
         f'batch_size is {batch_size}, not a multiple of process_count {process_count}. '
@@ -131,7 +132,6 @@ class IndexStream(Iterator[np.ndarray]):
     self._n, self._batch, self._seed = n, batch_size, seed
     self._local = batch_size // process_count
     self._offset = process_index * self._local
-    self._cached: tuple[int, np.ndarray] | None = None
     self.state = {'step': step}
 
   @property
@@ -143,7 +143,7 @@ class IndexStream(Iterator[np.ndarray]):
   def state(self, state: Mapping[str, int]) -> None:
     if set(state) != {'step'}:
       raise ValueError(f"state is {dict(state)}, expected {{'step': number of the next batch}}.")
-    _check_range('step', state['step'], 0, 2**63)
+    check_range('step', state['step'], 0, 2**63)
     self.step = int(state['step'])
 
   def epoch(self, step: int | None = None) -> float:
@@ -157,20 +157,28 @@ class IndexStream(Iterator[np.ndarray]):
     parts = []
     while start < stop:
       epoch, first = divmod(start, self._n)
-      part = self._permutation(epoch)[first : first + stop - start]
+      part = permutation(self._n, self._seed, epoch)[first : first + stop - start]
       parts.append(part)
       start += len(part)
     self.step += 1
     return np.concatenate(parts)
 
-  def _permutation(self, epoch: int) -> np.ndarray:
-    """Returns the order of one epoch; the last one asked for is kept."""
-    if self._cached is None or self._cached[0] != epoch:
-      # Sorting the raw words of a counter-based generator: numpy fixes them for good, which it
-      # does not for Generator.permutation.
-      words = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(self._n)
-      self._cached = epoch, np.argsort(words, kind='stable').astype(np.int32)
-    return self._cached[1]
+
+@functools.lru_cache(maxsize=2)  # two: a batch, or threads that work ahead, may straddle epochs
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+  """The order of one epoch, int32 [n], not to be written to.
+
+  Args:
+    n: Number of examples, in [1, 2**31).
+    seed: Of the order, in [0, 2**64).
+    epoch: In [0, 2**64).
+  """
+  # Sorting the raw words of a counter-based generator: numpy fixes them for good, which it does
+  # not for Generator.permutation.
+  words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
+  order = np.argsort(words, kind='stable').astype(np.int32)
+  order.setflags(write=False)
+  return order
 
 
 def eval_batches(n: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -187,8 +195,8 @@ def eval_batches(n: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarr
   Raises:
     ValueError: An argument is out of range.
   """
-  _check_range('n', n, 1, 2**31)
-  _check_range('batch_size', batch_size, 1, 2**31)
+  check_range('n', n, 1, 2**31)
+  check_range('batch_size', batch_size, 1, 2**31)
   for start in range(0, n, batch_size):
     indices = np.arange(start, start + batch_size, dtype=np.int64)
     mask = indices < n
@@ -207,7 +215,7 @@ def _window(image_HxWxC: jax.Array, shift_2: jax.Array, mirror: jax.Array) -> ja
   return jnp.where(inside_HxW[:, :, None], pixels, 0)
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def check_range(name: str, value: int, low: int, high: int) -> None:
   """Raises ValueError unless `value` is an integer in [low, high)."""
   if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
     raise ValueError(f'{name} is {value!r}, expected an integer.')

@@ -28,6 +28,8 @@ _EPILOG = """\
   the archive itself under its original name; a wrong checksum is refused; or
   the raw files it unpacks to (train-images-idx3-ubyte, ...; data_batch_1.bin, ...; train.bin, ...),
   which cannot be verified: the data set is recorded as unverified.
+imagenet2012 has no public download: --from FOLDER with its two archives, not unpacked
+(ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar; https://image-net.org/download-images).
 
 examples:
   python -m dtp_jax.data.prepare cifar10
@@ -53,7 +55,7 @@ def prepare(
   Raises:
     ValueError: No such name; a damaged file; or present in a format that needs TensorFlow.
     archives.ChecksumError: An archive is not the official one.
-    FileNotFoundError: `folder` lacks files.
+    FileNotFoundError: `folder` lacks files, or is None for a set without a public download.
     ConnectionError: The download failed.
   """
   found = store.status(name, data_dir)
@@ -62,10 +64,12 @@ def prepare(
     return found
   cls = builders.BUILDERS[name]
   source = None
-  if folder is None:
-    _check_network(name, cls.archives())
+  if folder is not None:
+    source = cls.source(pathlib.Path(folder).expanduser())
+  elif cls.account:
+    raise archives.no_download(name, cls.archives(), cls.account)
   else:
-    source = archives.from_folder(cls.archives(), pathlib.Path(folder).expanduser())
+    _check_network(name, cls.archives())
   root = store.root(data_dir)
   root.mkdir(parents=True, exist_ok=True)
   config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
