@@ -1,0 +1,138 @@
+"""Sweeps: the plan of runs, shared dense stages, failures that stay their own, resuming."""
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import first_table
+from dtp_jax.train import loop, sweep
+from dtp_jax.train.folder import read_json
+from dtp_jax.train.metrics import read_metrics
+from tests.train.conftest import tiny_config
+
+
+def point(**fields):
+  config = ml_collections.ConfigDict(tiny_config())
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def test_every_point_runs_with_every_seed_behind_the_dense_run_it_forks_from():
+  points = [
+    ('a', point(method='magnitude')),
+    ('b', point(**{'method': 'spartan', 'prune.keep': 0.5})),
+  ]
+  runs = sweep.plan(points, [3, 5])
+  assert [r.config.seed for r in runs] == [3, 3, 3, 5, 5, 5]
+  assert [r.name for r in runs if r.fork] == ['a/seed3', 'b/seed3', 'a/seed5', 'b/seed5']
+  dense = {r.name: r for r in runs if not r.fork}
+  assert len(dense) == 2
+  assert all(r.config.method == r.config.row == 'dense' for r in dense.values())
+  for i, run in enumerate(runs):
+    assert run.fork is None or run.fork in [r.name for r in runs[:i]]
+    assert run.fork is None or dense[run.fork].config.seed == run.config.seed
+    assert run.config.baselines == ()
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'shared'),
+  [
+    ('prune.keep', 0.7, True),
+    ('prune.scope', 'layer', True),
+    ('optimizer.score_learning_rate', 1.0, True),
+    ('methods.transportation.epsilon', 2.0, True),
+    ('optimizer.learning_rate', 0.2, False),
+    ('stages.hard', 3.0, False),
+    ('data.batch_size', 32, False),
+    ('model.hidden', (3,), False),
+  ],
+)
+def test_what_dense_training_depends_on_makes_a_dense_run_of_its_own(field, value, shared):
+  runs = sweep.plan([('a', point()), ('b', point(**{field: value}))], [0])
+  assert len([r for r in runs if r.fork is None]) == (1 if shared else 2)
+
+
+def test_without_a_dense_stage_nothing_is_forked():
+  runs = sweep.plan([('a', point(**{'stages.dense': 0.0}))], [0])
+  assert [(r.name, r.fork) for r in runs] == [('a/seed0', None)]
+
+
+@pytest.mark.parametrize(
+  ('points', 'seeds', 'message'),
+  [
+    ([], [0], '0 points and 1 seeds'),
+    ([('a', point())], [], '1 points and 0 seeds'),
+    ([('a', point()), ('a', point())], [0], "'a/seed0' is used twice"),
+    ([('../a', point())], [0], 'no relative path'),
+    ([('/a', point())], [0], 'no relative path'),
+  ],
+)
+def test_a_plan_that_cannot_be_is_refused(points, seeds, message):
+  with pytest.raises(ValueError, match=message):
+    sweep.plan(points, seeds)
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory):
+  """(workdir, plan, outcomes): one point that works and one whose dense stage diverges."""
+  workdir = tmp_path_factory.mktemp('swept')
+  diverging = point(**{'method': 'magnitude', 'optimizer.learning_rate': 1e30})
+  runs = sweep.plan([('bad', diverging), ('good', point(method='magnitude'))], [0])
+  seen: list[sweep.Outcome] = []
+  outcomes = sweep.run_all(runs, workdir, processes=2, report=seen.append)
+  assert sorted(seen) == sorted(outcomes)
+  return workdir, runs, outcomes
+
+
+def test_a_failure_takes_down_only_what_forks_from_it(swept):
+  workdir, runs, outcomes = swept
+  bad, after_bad, good, after_good = outcomes
+  assert [o.name for o in outcomes] == [r.name for r in runs]
+  assert (bad.status, after_bad.status) == ('failed', 'failed')
+  assert 'DivergedError: loss is' in bad.reason
+  assert bad.name in after_bad.reason
+  assert 'Traceback' in (workdir / bad.name / 'log.txt').read_text()
+  assert (good.status, after_good.status) == ('finished', 'finished')
+
+
+def test_a_run_of_a_sweep_is_the_run_itself(swept, tmp_path):
+  workdir, runs, _ = swept
+  run = runs[-1]
+  alone = loop.train_and_evaluate(run.config, tmp_path)  # trains its own dense stage
+  there = read_json(workdir / run.name / 'summary.json')
+  assert {**there, 'seconds': 0} == {**alone, 'seconds': 0}
+  steps = alone['stages']['dense']
+  records = [r for r in read_metrics(tmp_path) if r['step'] > steps]
+  assert [r for r in read_metrics(workdir / run.name) if r['step'] > steps] == records
+  with np.load(tmp_path / 'pruned.npz') as ours, np.load(workdir / run.name / 'pruned.npz') as its:
+    assert all(np.array_equal(ours[name], its[name]) for name in ours.files)
+
+
+def test_again_the_finished_are_skipped_and_the_failed_tried(swept):
+  workdir, runs, _ = swept
+  before = {p: p.read_bytes() for p in workdir.rglob('summary.json')}
+  again = sweep.run_all(runs, workdir)
+  assert [o.status for o in again] == ['failed', 'failed', 'skipped', 'skipped']
+  assert {p: p.read_bytes() for p in workdir.rglob('summary.json')} == before
+
+
+def test_a_workdir_of_another_sweep_is_refused_before_anything_runs(swept):
+  workdir, _, _ = swept
+  runs = sweep.plan(
+    [('new', point()), ('good', point(**{'method': 'magnitude', 'prune.keep': 0.9}))], [0]
+  )
+  with pytest.raises(ValueError, match=r'prune\.keep: 0\.05 there, 0\.9 asked'):
+    sweep.run_all(runs, workdir)
+  assert not (workdir / 'new').exists()
+
+
+def test_processes_must_be_positive(tmp_path):
+  with pytest.raises(ValueError, match='processes is 0'):
+    sweep.run_all([], tmp_path, processes=0)
+
+
+def test_the_first_table_has_the_cells_it_says():
+  names = [name for name, _ in first_table.get_sweep()]
+  assert len(names) == 2 * 3 * (7 + 8)
+  assert len(list(first_table.get_sweep('crossed'))) == len(names)
+  assert 'fashion_mnist/resnet8/channels/0.15/l1_uniform' in names
