@@ -39,7 +39,7 @@ def _value(name, text, default):
   if isinstance(default, bool):
     choices = ('true', 'false')
   if text is None:
-    return choices[0] if isinstance(default, tuple) else default
+    return default[0] if isinstance(default, tuple) else default
   if choices is not None:
     if text not in choices:
       raise ValueError(f'config argument {name}={text!r}; expected one of {choices}.')

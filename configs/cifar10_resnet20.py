@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from configs import mnist_lenet
+from configs.arguments import parse
 
 
 def get_config(arg: str = '') -> Any:
@@ -29,7 +30,7 @@ def get_config(arg: str = '') -> Any:
   config.optimizer.prune_learning_rate = 0.05
   config.optimizer.weight_decay = 5e-4
 
-  if arg == 'runlocal':
+  if parse(arg).runlocal:
     config.stages.dense = config.stages.soft = config.stages.hard = 0.02
     config.eval_every = 0.02
   else:

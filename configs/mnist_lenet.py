@@ -10,11 +10,12 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from configs.arguments import parse
+
 
 def get_config(arg: str = '') -> Any:
   """The config; `:runlocal` shrinks every stage to a few steps."""
-  if arg not in ('', 'runlocal'):
-    raise ValueError(f"config argument is {arg!r}; expected nothing or 'runlocal'.")
+  choice = parse(arg)
   config: Any = ml_collections.ConfigDict()
   config.seed = 0
 
@@ -70,7 +71,7 @@ def get_config(arg: str = '') -> Any:
   config.log_every = 50  # steps between fetches of the metrics
   config.eval_every = 2.0  # epochs
 
-  if arg == 'runlocal':
+  if choice.runlocal:
     config.stages.dense = config.stages.soft = config.stages.hard = 0.1
     config.eval_every = 0.1
   return config

@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from configs import mnist_lenet
+from configs.arguments import parse
 
 
 def get_config(arg: str = '') -> Any:
@@ -35,7 +36,7 @@ def get_config(arg: str = '') -> Any:
   config.optimizer.learning_rate = 0.1
   config.optimizer.prune_learning_rate = 0.05
   config.optimizer.score_learning_rate = 0.01
-  if arg != 'runlocal':
+  if not parse(arg).runlocal:
     config.stages.dense = 5.0
     config.stages.soft = 3.0
     config.stages.hard = 5.0
