@@ -8,6 +8,7 @@ import numpy as np
 
 from dtp_jax.export.tensors import flatten
 from dtp_jax.graph import Graph
+from dtp_jax.graph.shrink import leaf_positions
 
 __all__ = ['Cut', 'Cuts', 'cuts_of', 'expand', 'kept_as_json', 'kept_from_json']
 
@@ -42,16 +43,10 @@ def cuts_of(graph: Graph, kept: Mapping[str, np.ndarray]) -> Cuts:
   Returns:
     {name: cut}, in tree order, arrays that lose nothing included.
   """
-  stays: dict[tuple[str, int], np.ndarray] = {}
-  for name, channels in kept.items():
-    for s in graph.groups[name].slices:
-      key = ('/'.join(s.path), s.axis)
-      alive = (s.index < 0) | np.isin(s.index, channels)  # positions of no channel stay
-      stays[key] = stays.get(key, True) & alive
   cuts = {'/'.join(leaf.path): Cut(leaf.shape, {}) for leaf in graph.leaves}
-  for (name, axis), alive in stays.items():
-    if not np.all(alive):
-      cuts[name].kept[axis] = np.flatnonzero(alive)
+  for path, axes in leaf_positions(graph, kept).items():
+    cut = cuts['/'.join(path)]
+    cut.kept.update({axis: p for axis, p in axes.items() if len(p) < cut.shape[axis]})
   return cuts
 
 

@@ -61,7 +61,7 @@ def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int 
   kept = {
     name: _kept(name, hard.get(name, np.ones(size)), min_keep) for name, size in graph.sizes.items()
   }
-  slim = _leaf_positions(graph, kept)
+  slim = leaf_positions(graph, kept)
   return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim))
 
 
@@ -77,10 +77,10 @@ def _kept(name: str, mask: Any, min_keep: int) -> np.ndarray:
   return np.sort(np.concatenate([alive, np.flatnonzero(mask == 0)[:missing]])).astype(int)
 
 
-def _leaf_positions(
+def leaf_positions(
   graph: Graph, kept: Mapping[str, np.ndarray]
 ) -> dict[Path, dict[int, np.ndarray]]:
-  """Per array and axis that lose something, the positions that stay."""
+  """{path: {axis: increasing positions that stay}} of the arrays that lose any of {group: kept}."""
   alive: dict[Path, dict[int, np.ndarray]] = {}
   for name, channels in kept.items():
     group = graph.groups[name]
