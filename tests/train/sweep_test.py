@@ -32,6 +32,9 @@ def test_every_point_runs_with_every_seed_behind_the_dense_run_it_forks_from():
     assert run.fork is None or run.fork in [r.name for r in runs[:i]]
     assert run.fork is None or dense[run.fork].config.seed == run.config.seed
     assert run.config.baselines == ()
+  kept = {r.name: (r.config.method, r.config.row, r.config.prune.keep) for r in runs if r.fork}
+  assert kept['a/seed3'] == kept['a/seed5'] == ('magnitude', None, 0.05)
+  assert kept['b/seed3'] == kept['b/seed5'] == ('spartan', None, 0.5)
 
 
 @pytest.mark.parametrize(
