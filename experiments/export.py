@@ -39,8 +39,8 @@ def export_run(workdir: str, out: str | None, onnx: bool, overwrite: bool) -> di
   """
   graph, variables, hard = load_run(workdir)
   config = read_config(workdir)
-  data = sources.load(config.data.name, config.data.get('data_dir'))
-  images = jnp.asarray(data.test['image'][:_EXAMPLES])
+  data = sources.from_config(config.data)
+  images = jnp.asarray(data.sample(_EXAMPLES))
   about = {
     'config': config.to_dict(),
     'data': {'name': data.name, 'input': '(image / 255 - mean) / std', 'mean': data.mean,

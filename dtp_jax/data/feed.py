@@ -107,14 +107,14 @@ class Streaming:
     """Yields (batch,)."""
     from dtp_jax.data import stream  # Grain takes a second to import
 
-    batches = stream.train(self._train, self._sizes[0], self._options, seed=self._seed, step=step)
-    return _one_ahead(batches)
+    sizes, seed = self._sizes, self._seed
+    yield from _one_ahead(stream.train(self._train, sizes[0], self._options, seed=seed, step=step))
 
   def evaluation(self) -> Iterator[tuple[Any, ...]]:
     """Yields (batch,)."""
     from dtp_jax.data import stream
 
-    return _one_ahead(stream.evaluate(self._test, self._sizes[1], self._options))
+    yield from _one_ahead(stream.evaluate(self._test, self._sizes[1], self._options))
 
 
 def _one_ahead(batches: Any) -> Iterator[tuple[Any, ...]]:

@@ -6,30 +6,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from dtp_jax.data.pipeline import eval_batches
+from dtp_jax.data.feed import Feed
 from dtp_jax.train.state import TrainState
-from dtp_jax.train.step import Batch, Recipe, eval_step, masked_params, resident
+from dtp_jax.train.step import Recipe, eval_step, masked_params
 
-__all__ = ['Evaluator']
+__all__ = ['AHEAD', 'Evaluator']
+
+# Batches that the host may be ahead of the device: each holds memory there until it is used.
+AHEAD = 8
 
 
 # Compiled once for all runs of a process that evaluate the same network alike.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _resident_eval_step(apply, preprocess, params, batch_stats, data, index, mask):
-  return eval_step(apply, preprocess, params, batch_stats, {**resident(data, index), 'mask': mask})
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _fed_eval_step(batch, apply, preprocess, params, batch_stats, *arguments):
+  return eval_step(apply, preprocess, params, batch_stats, batch(*arguments))
 
 
 class Evaluator:
-  """Evaluates a state on a held-out split; every example counts once."""
+  """Evaluates a state on the held-out split of a feed; every example counts once."""
 
-  def __init__(self, recipe: Recipe, split: Batch, batch_size: int):
-    """Places the split on the device and compiles nothing yet."""
-    self._data = jax.tree.map(jax.numpy.asarray, split)
-    self._batch_size = batch_size
+  def __init__(self, recipe: Recipe, feed: Feed):
+    """Compiles nothing yet."""
+    self._feed = feed
     self._masked = jax.jit(functools.partial(masked_params, recipe))
     self._stages = recipe.stages
 
-    self._step = functools.partial(_resident_eval_step, recipe.apply, recipe.preprocess)
+    self._step = functools.partial(_fed_eval_step, feed.batch, recipe.apply, recipe.preprocess)
 
   def __call__(self, state: TrainState) -> dict[str, Any]:
     """Metrics of a state on the split.
@@ -50,10 +52,10 @@ class Evaluator:
     return values
 
   def _mean(self, params, batch_stats):
-    n = len(self._data['label'])
-    sums = [
-      self._step(params, batch_stats, self._data, index, mask)
-      for index, mask in eval_batches(n, self._batch_size)
-    ]
+    sums = []
+    for arguments in self._feed.evaluation():
+      sums.append(self._step(params, batch_stats, *arguments))
+      jax.block_until_ready(sums[-AHEAD - 1 : -AHEAD])
     total = jax.tree.map(lambda *parts: float(np.sum(np.asarray(parts, np.float64))), *sums)
+    n = total['count']
     return {'loss': total['loss'] / n, 'accuracy': total['correct'] / n}

@@ -14,17 +14,17 @@ import tqdm
 
 from dtp_jax.budget import account
 from dtp_jax.cost import counts_of
-from dtp_jax.data import pipeline, sources
+from dtp_jax.data import sources
 from dtp_jax.optimizer import transplant
 from dtp_jax.prunable import paths
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
-from dtp_jax.train.evaluate import Evaluator
+from dtp_jax.train.evaluate import AHEAD, Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import Config, build, build_budget
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
-from dtp_jax.train.step import Recipe, resident, train_step
+from dtp_jax.train.step import Recipe, train_step
 
 __all__ = ['DivergedError', 'compare', 'train_and_evaluate']
 
@@ -47,7 +47,7 @@ def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]
   Returns:
     The summaries, main run first (see `train_and_evaluate`).
   """
-  data = sources.load(config.data.name, config.data.get('data_dir'))
+  data = sources.from_config(config.data)
   main = train_and_evaluate(config, workdir, data=data)
   summaries = [main]
   for name in config.get('baselines', ()):
@@ -64,7 +64,7 @@ def train_and_evaluate(
   config: Config,
   workdir: str | pathlib.Path,
   *,
-  data: sources.Dataset | None = None,
+  data: sources.Dataset | sources.Streamed | None = None,
   fork: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
@@ -87,7 +87,7 @@ def train_and_evaluate(
   """
   workdir = run_folder.open_run(config, workdir)
   if data is None:
-    data = sources.load(config.data.name, config.data.get('data_dir'))
+    data = sources.from_config(config.data)
   recipe, create = build(config, data)
   stages = recipe.stages
   always = (stages.soft_start, stages.total)
@@ -112,17 +112,18 @@ class _Run:
 
   def __init__(self, config, workdir, recipe: Recipe, data, checkpoints, seconds: float):
     self._config, self._stages, self._checkpoints = config, recipe.stages, checkpoints
-    self._data = jax.tree.map(jax.numpy.asarray, data.train)
-    self._evaluate = Evaluator(recipe, data.test, config.data.eval_batch_size)
+    sizes = {name: config.data[name] for name in ('batch_size', 'eval_batch_size')}
+    self._feed = feed = data.feed(**sizes, seed=config.seed)
+    self._evaluate = Evaluator(recipe, feed)
 
-    def step(state, data, index):
-      return train_step(recipe, state, resident(data, index))
+    def step(state, *arguments):
+      return train_step(recipe, state, feed.batch(*arguments))
 
     self._step = jax.jit(step, donate_argnums=0)
     self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
     self._pending: list[tuple[int, Any]] = []
     self._seconds, self._began = seconds, time.monotonic()
-    self._eval_steps = _eval_steps(config, self._stages, len(data.train['label']))
+    self._eval_steps = _eval_steps(config, self._stages, data.examples)
 
   @property
   def seconds(self) -> float:
@@ -132,8 +133,6 @@ class _Run:
   def until_done(self, state: TrainState) -> TrainState:
     """Takes the steps that are left."""
     begin, batch = int(state.step), self._config.data.batch_size
-    examples = len(self._data['label'])
-    stream = pipeline.IndexStream(examples, batch, seed=self._config.seed, step=begin)
     bar = tqdm.tqdm(
       initial=begin * batch,
       total=self._stages.total * batch,
@@ -141,12 +140,13 @@ class _Run:
       unit_scale=True,
       disable=None,
     )
-    with bar:
+    with bar, contextlib.closing(self._feed.train(begin)) as batches:
       if self._checkpoints.latest is None:
         self._measure(state)
       for step in range(begin, self._stages.total):
-        state, metrics = self._step(state, self._data, next(stream))
+        state, metrics = self._step(state, *next(batches))
         self._pending.append((step + 1, metrics))
+        jax.block_until_ready(self._pending[-AHEAD - 1 : -AHEAD])
         bar.update(batch)
         evaluate = step + 1 in self._eval_steps
         if evaluate or len(self._pending) >= self._config.log_every:
@@ -154,7 +154,7 @@ class _Run:
         if evaluate:
           self._measure(state)
           self._metrics.flush()
-          self._checkpoints.save(state, {'data': stream.state, 'seconds': self.seconds})
+          self._checkpoints.save(state, {'data': {'step': step + 1}, 'seconds': self.seconds})
     return state
 
   def close(self):

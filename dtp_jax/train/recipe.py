@@ -52,7 +52,9 @@ METHODS = {
 }
 
 
-def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[..., TrainState]]:
+def build(
+  config: Config, data: sources.Dataset | sources.Streamed
+) -> tuple[Recipe, Callable[..., TrainState]]:
   """The recipe of a run and what creates its state at step 0.
 
   Args:
@@ -68,9 +70,9 @@ def build(config: Config, data: sources.Dataset) -> tuple[Recipe, Callable[..., 
   """
   model = build_model(config, data.num_classes)
   key_init, key_train = jax.random.split(jax.random.key(config.seed))
-  images = jnp.zeros((1, *data.train['image'].shape[1:]), jnp.float32)
+  images = jnp.zeros((1, *data.image_shape), jnp.float32)
   initialise = functools.partial(model.init, train=False)
-  stages = build_stages(config, len(data.train['label']))
+  stages = build_stages(config, data.examples)
   variables = jax.eval_shape(initialise, key_init, images)
   elements = build_prunable(config, model, variables, images)
   method = build_method(config, elements, stages)

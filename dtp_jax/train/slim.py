@@ -35,7 +35,7 @@ def load_run(workdir: str | pathlib.Path) -> tuple[Graph, Any, dict[str, np.ndar
   config = run_folder.read_config(workdir)
   if not (workdir / 'summary.json').exists():
     raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
-  recipe, create = build(config, sources.load(config.data.name, config.data.get('data_dir')))
+  recipe, create = build(config, sources.from_config(config.data))
   graph = recipe.prunable.graph
   if graph is None:
     raise ValueError(
@@ -71,8 +71,8 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
     return run_folder.read_json(workdir / 'slim.json')
   graph, variables, hard = load_run(workdir)
   config = run_folder.read_config(workdir)
-  data = sources.load(config.data.name, config.data.get('data_dir'))
-  images = pipeline.normalise(jnp.asarray(data.test['image'][:batch_size]), data.mean, data.std)
+  data = sources.from_config(config.data)
+  images = pipeline.normalise(jnp.asarray(data.sample(batch_size)), data.mean, data.std)
   summary = run_folder.read_json(workdir / 'summary.json')
   manifest = export.save_slim(
     workdir / 'slim', graph, variables, hard, (images[:2],), kwargs={'train': False},

@@ -15,7 +15,7 @@ from dtp_jax.prunable import Masks, Prunable
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 
-__all__ = ['Batch', 'Recipe', 'eval_step', 'masked_params', 'resident', 'train_step']
+__all__ = ['Batch', 'Recipe', 'eval_step', 'masked_params', 'train_step']
 
 Batch = dict[str, Array]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'mask' bool (B,) in eval
 
@@ -147,11 +147,6 @@ def eval_step(
     'correct': jnp.sum(valid & correct, dtype=jnp.int32),
     'count': jnp.sum(valid, dtype=jnp.int32),
   }
-
-
-def resident(data: Batch, index: Array) -> Batch:
-  """The batch at `index` (B,) of a data set that lies on the device."""
-  return {name: values[index] for name, values in data.items()}
 
 
 def _enter_stage(recipe, state):

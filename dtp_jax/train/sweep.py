@@ -159,7 +159,7 @@ def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
   place.mkdir(parents=True, exist_ok=True)
   with (place / 'log.txt').open('a') as log, contextlib.redirect_stderr(log):
     try:
-      data = _load(run.config.data.name, run.config.data.get('data_dir'))
+      data = _load(ml_collections.FrozenConfigDict(run.config.data))
       fork = None if run.fork is None else workdir / run.fork
       loop.train_and_evaluate(run.config, place, data=data, fork=fork)
     except Exception as error:  # any failure is this run's alone
@@ -171,8 +171,8 @@ def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name, data_dir):
-  return sources.load(name, data_dir)
+def _load(data):
+  return sources.from_config(data)
 
 
 def _settle(places: Any, workdir: pathlib.Path) -> None:

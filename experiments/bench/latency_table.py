@@ -31,9 +31,9 @@ FLAGS = flags.FLAGS
 
 def measure(config, batch_size: int, points: int, repeats: int) -> tuple[LatencyTable, int]:
   """The table of the network of a config, and the nanoseconds of its dense forward pass."""
-  data = sources.load(config.data.name, config.data.get('data_dir'))
+  data = sources.from_config(config.data)
   model = build_model(config, data.num_classes)
-  images = jnp.zeros((batch_size, *data.train['image'].shape[1:]), jnp.float32)
+  images = jnp.zeros((batch_size, *data.image_shape), jnp.float32)
   variables = jax.jit(lambda key, x: model.init(key, x, train=False))(
     jax.random.key(config.seed), images[:1]
   )

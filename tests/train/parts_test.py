@@ -11,13 +11,14 @@ import optax
 import pytest
 
 from dtp_jax.data import sources
+from dtp_jax.data.feed import Resident
 from dtp_jax.optimizer import partitioned, transplant
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import build
 from dtp_jax.train.stages import Stages
-from dtp_jax.train.step import resident, train_step
+from dtp_jax.train.step import train_step
 from tests.train.conftest import tiny_config
 
 
@@ -49,7 +50,7 @@ def test_one_trace_serves_every_stage(built):
 
   def step(state, index):
     traces.append(1)
-    return train_step(recipe, state, resident(train, index))
+    return train_step(recipe, state, Resident.batch(train, index))
 
   train = jax.tree.map(jnp.asarray, data.train)
   step, state = jax.jit(step, donate_argnums=0), create()
@@ -62,7 +63,7 @@ def test_one_trace_serves_every_stage(built):
 def test_scores_learn_in_the_soft_stage_alone_and_the_log_odds_freeze(built):
   data, recipe, create = built
   train = jax.tree.map(jnp.asarray, data.train)
-  step = jax.jit(lambda state, index: train_step(recipe, state, resident(train, index)))
+  step = jax.jit(lambda state, index: train_step(recipe, state, Resident.batch(train, index)))
   state, stages = create(), recipe.stages
   index = np.arange(32, dtype=np.int32)
   seen = {}
@@ -122,14 +123,19 @@ def test_transplant_takes_the_weights_branch_alone():
 def test_evaluation_counts_every_example_once(built):
   data, recipe, create = built
   state = create()
+
+  def evaluate(split, size):
+    feed = Resident(data.train, split, batch_size=8, eval_batch_size=size, seed=0)
+    return Evaluator(recipe, feed)(state)
+
   values = {}
   for size in (1000, 300, 7):  # 1,000 images: no remainder, a remainder, a tiny last batch
     split = jax.tree.map(lambda x: x[:100] if size == 7 else x, data.test)  # noqa: B023
-    values[size] = Evaluator(recipe, split, size)(state)
+    values[size] = evaluate(split, size)
   assert values[1000]['accuracy'] == values[300]['accuracy']
   np.testing.assert_allclose(values[1000]['loss'], values[300]['loss'], rtol=1e-5)
   first = jax.tree.map(lambda x: x[:100], data.test)
-  assert values[7]['accuracy'] == Evaluator(recipe, first, 100)(state)['accuracy']
+  assert values[7]['accuracy'] == evaluate(first, 100)['accuracy']
 
 
 def test_checkpoints_restore_into_an_abstract_template(built, tmp_path):
