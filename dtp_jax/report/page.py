@@ -77,7 +77,7 @@ def _study(study, figure, published) -> dict[str, Any]:
     'against_best': tables.against(study, 'best baseline'),
     'against_dense': tables.against(study, 'dense'),
     'published': table_of(that_match(published, study[0])),
-    'cells': [(tables.budget_name(cell), tables.of_cell(cell)) for cell in study],
+    'cells': [(tables.budget_name(c), tables.of_cell(c)) for c in study if c.granularity],
     'runs': tables.of_runs(study),
   }
 

@@ -35,19 +35,21 @@ def accuracy_against_kept(study: Sequence[Cell], published: Iterable[Published] 
   Raises:
     ImportError: matplotlib is missing (extra `demo`).
   """
-  figure, plot = axes(figsize=(6.8, 4.9))
+  figure, plot = axes(figsize=(6.8, 5.2))
   plot.set(xscale='log', yscale='log')
-  _draw_dense(plot, study[0].dense)
-  names = sorted({(x.row, x.method) for c in study for x in c.lines if x.method != 'dense'},
-                 key=lambda name: place(*name))  # fmt: skip
-  step = _step(study, len(names))
-  for i, (name, method) in enumerate(names):
-    lines = [x for cell in study for x in cell.lines if (x.row, x.method) == (name, method)]
-    aside = step ** (i - (len(names) - 1) / 2)
-    _draw_row(plot, name, method == 'transportation', lines, aside)
-  _draw_published(plot, published)
+  rows = sorted({(x.row, x.method) for c in study for x in c.lines}, key=lambda row: place(*row))
+  pruned = [row for row in rows if row[1] != 'dense']
+  step = _step(study, len(pruned))
+  handles = [] if study[0].dense is None else [_draw_dense(plot, study[0].dense)]
+  for i, row in enumerate(pruned):
+    lines = [x for cell in study for x in cell.lines if (x.row, x.method) == row]
+    handles.append(_draw_row(plot, lines, step ** (i - (len(pruned) - 1) / 2)))
+  hollow = _draw_published(plot, published)
   _label_axes(plot, study)
-  figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=9)
+  style = {'frameon': False, 'fontsize': 9, 'title_fontsize': 9}
+  if hollow:
+    figure.legend(handles=hollow, loc='outside upper center', ncols=2, title='published', **style)
+  figure.legend(handles=handles, loc='outside lower center', ncols=3, **style)
   return figure
 
 
@@ -63,51 +65,51 @@ def png(figure: Any) -> bytes:
 
 
 def _draw_dense(plot, dense):
-  if dense is None:
-    return
   error, std = _error(dense.mean), dense.std or 0.0
-  plot.axhline(error, color='black', lw=1, ls='--', label='dense', zorder=1)
   plot.axhspan(_error(dense.mean + std), error + std, color='#000000', alpha=0.08, lw=0, zorder=0)
+  return plot.axhline(error, color='black', lw=1, ls='--', label='dense', zorder=1)
 
 
-def _draw_row(plot, name, ours, lines, aside):
-  color, marker = mark(name)
-  x = [_left(line) * aside for line in lines]
-  y = [_error(line.mean) for line in lines]
-  std = [line.std or 0.0 for line in lines]
-  low = [v - _error(line.mean + s) for v, line, s in zip(y, lines, std, strict=True)]
-  plot.errorbar(
-    x,
-    y,
-    yerr=(low, std),
+def _draw_row(plot, lines, aside):
+  """The lines of one row, a budget each."""
+  color, marker = mark(lines[0].row)
+  ours = lines[0].method == 'transportation'
+  errors = [_error(line.mean) for line in lines]
+  stds = [line.std or 0.0 for line in lines]
+  up = [e - _error(x.mean + s) for x, e, s in zip(lines, errors, stds, strict=True)]
+  return plot.errorbar(
+    [_left(line) * aside for line in lines],
+    errors,
+    yerr=(up, stds),
     color=color,
     marker=marker,
-    ms=7 if ours else 6,
+    ms=8 if marker in 'PX' else 7,
     mec='white',
-    mew=0.7,
+    mew=0.6,
     lw=1.8 if ours else 0.8,
     elinewidth=1.2,
     capsize=2,
-    label=label(name),
+    label=label(lines[0].row),
     zorder=4 if ours else 3,
   )
 
 
 def _draw_published(plot, published):
   known = [x for x in published if x.kept is not None and isinstance(x.accuracy, float)]
-  series = list(dict.fromkeys((x.method, x.source) for x in known))
-  for i, (method, source) in enumerate(series):
+  handles = []
+  for i, (method, source) in enumerate(dict.fromkeys((x.method, x.source) for x in known)):
     points = [x for x in known if (x.method, x.source) == (method, source)]
-    plot.plot(
+    handles += plot.plot(
       [x.kept for x in points],
       [_error(x.accuracy) for x in points],
       ls='none',
       marker=_HOLLOW[i % len(_HOLLOW)],
       mfc='none',
       mec=_GREY,
-      label=f'{method}, published ({_short(source)})',
+      label=f'{method} ({_short(source)})',
       zorder=2,
     )
+  return handles
 
 
 def _short(source):
@@ -142,31 +144,38 @@ def _label_axes(plot, study):
   from matplotlib import ticker
 
   cell = study[0]
-  runs = [run for c in study for x in c.lines if x.method != 'dense' for run in x.runs]
-  macs = any(run['macs'] != '' for run in runs)
+  macs = any(run['macs'] != '' for c in study for x in c.lines for run in x.runs)
   what = 'MACs' if macs else {'count': cell.granularity}.get(cell.unit, cell.unit)
   plot.set(xlabel=f'{what} left, % (log)', ylabel='test accuracy, % (log of the errors)')
-  plot.invert_yaxis()
-  ticks = [100 * c.keep for c in study if c.keep > 0]
-  if cell.unit == 'macs' or not macs:
-    plot.xaxis.set_major_locator(ticker.FixedLocator(ticks))
-  else:
-    plot.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-  plot.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:.4g}'))
-  plot.xaxis.set_minor_locator(ticker.NullLocator())
-  plot.margins(x=0.08)
-  bottom, top = sorted(plot.get_ylim())
-  plot.yaxis.set_major_locator(ticker.FixedLocator(_error_ticks(bottom, top)))
-  plot.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{100 - y:.4g}'))
-  plot.yaxis.set_minor_locator(ticker.NullLocator())
+  low, high = plot.dataLim.intervalx
+  room = max(1.15, (high / low) ** 0.06)
+  plot.set_xlim(low / room, high * room)
+  asked = [100 * c.keep for c in study if c.keep > 0 and (cell.unit == 'macs' or not macs)]
+  bottom, top = plot.get_ylim()
+  plot.set_ylim(top, bottom)
+  for axis, ticks, form in (
+    (plot.xaxis, _share_ticks(asked), '{:.4g}'.format),
+    (plot.yaxis, _error_ticks(bottom, top), lambda error: f'{100 - error:.4g}'),
+  ):
+    axis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _, form=form: form(value)))
+    axis.set_minor_locator(ticker.NullLocator())
   plot.grid(axis='y', color='#e4e4e4', lw=0.6, zorder=0)
   plot.set_axisbelow(True)
 
 
-def _error_ticks(low, high):
-  """Round errors in (low, high), about six: even where the range is narrow, else 1, 2, 5."""
-  if high / low < 3:
-    from matplotlib import ticker
+def _share_ticks(asked):
+  """The budgets, and round shares where those leave room."""
+  round_shares = [s * 10.0**e for e in range(-2, 3) for s in (1, 2, 5)]
+  apart = [t for t in round_shares if all(abs(math.log(t / x)) > 0.35 for x in asked)]
+  return [*asked, *apart]
 
+
+def _error_ticks(low, high):
+  """Round errors from low to high: evenly over a narrow range, else evenly in the logarithm."""
+  from matplotlib import ticker
+
+  if high / low < 3:
     return [t for t in ticker.MaxNLocator(6).tick_values(low, high) if low <= t <= high]
-  return [s * 10.0**e for e in range(-2, 3) for s in (1, 2, 5) if low <= s * 10.0**e <= high]
+  steps = (1, 2, 5) if high / low > 30 else (1, 1.5, 2, 3, 5, 7)
+  return [s * 10.0**e for e in range(-2, 3) for s in steps if low <= s * 10.0**e <= high]

@@ -34,8 +34,8 @@ _RESULT = ('accuracy', 'dense_accuracy', 'achieved', 'total', 'parameters_left',
 def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]]:
   """The finished runs below some folders, at any depth, baselines inside a run included.
 
-  A run that is there twice (the same cell, row and seed) counts once where both have one result:
-  runs of one seed repeat bit for bit, their seconds do not.
+  A run that is there twice (the same cell, row and seed) counts once where both have one config
+  and one result: runs of one seed repeat bit for bit, their seconds do not.
 
   Args:
     folders: each holds a run or, at any depth, several.
@@ -46,7 +46,7 @@ def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]
 
   Raises:
     FileNotFoundError: a folder that is not there or has no finished run.
-    ValueError: a file that is not what a run leaves behind, or one run with two results.
+    ValueError: a file that is not what a run leaves behind, or one run with two configs or results.
   """
   rows: dict[tuple, Row] = {}
   places: dict[tuple, pathlib.Path] = {}
@@ -58,7 +58,7 @@ def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]
     found = sorted(path.parent for path in root.rglob('summary.json'))
     if not found:
       raise FileNotFoundError(f'{folder} holds no finished run: there is no summary.json below it.')
-    begun = (path.parent for path in root.rglob('config.json'))
+    begun = (path.parent for name in ('config.json', 'log.txt') for path in root.rglob(name))
     names = {p: str(p.relative_to(root.parent)) for p in (*found, *begun)}
     unfinished += sorted(name for p, name in names.items() if p not in set(found))
     for path in found:
@@ -66,8 +66,8 @@ def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]
       key = _identity(row)
       if key in rows and _differ(row, rows[key]):
         raise ValueError(
-          f'{places[key]} and {path} are the same run (cell, row and seed {key}) with two results; '
-          'report them apart, or tell them apart by config.row.'
+          f'{places[key]} and {path} are the same run (cell, row and seed {key}) with two configs '
+          'or results; report them apart, or tell them apart by config.row.'
         )
       if key not in rows:
         rows[key], places[key] = row, path
@@ -75,7 +75,9 @@ def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]
 
 
 def _differ(one, other):
-  pairs = [(one[name], other[name]) for name in _RESULT]
+  # The config of a dense run may name any budget: it is not used.
+  names = _RESULT if one['method'] == other['method'] == 'dense' else (*_RESULT, 'config')
+  pairs = [(one[name], other[name]) for name in names]
   return any(a != b for a, b in pairs if '' not in (a, b))
 
 

@@ -29,10 +29,10 @@ _MARKS = {
   'gradual_magnitude': ('#e69f00', 'v'),
   'magnitude': ('#56b4e9', 'P'),
   'random': ('#777777', 'X'),
-  'l1_uniform': ('#56b4e9', '>'),
+  'l1_uniform': ('#5b2a86', '>'),
   'random_uniform': ('#777777', '<'),
 }
-_OTHERS = tuple((c, m) for m in ('p', 'h', '8', '*') for c in ('#332288', '#882255', '#117733'))
+_OTHERS = tuple((c, m) for m in ('p', 'h', '8', '*') for c in ('#882255', '#117733', '#000000'))
 
 
 def label(row: str) -> str:

@@ -90,19 +90,20 @@ def of_cell(cell: Cell) -> Table:
 
 
 def by_budget(study: Study) -> Table:
-  """Rows are methods, columns the budgets, dense its own: mean and deviation over the seeds."""
+  """Rows are methods, columns the budgets: mean and deviation over the seeds.
+
+  The dense network has no budget: its accuracy stands in every column, to compare with.
+  """
   budgets = _budgets(study)
-  header = ('test accuracy, %', 'seeds', 'dense', *map(budget_name, budgets))
   rows = []
   for (name, method), found in _by_row(study).items():
     most = max(len(line.runs) for line in found.values())
-    if method == 'dense':
-      values = (_spread(next(iter(found.values()))), *('' for _ in budgets))
-    else:
-      lines = (found.get(cell.keep) for cell in budgets)
-      values = ('', *(_spread(line, most) if line else '' for line in lines))
-    rows.append((label(name), str(most), *values))
-  return Table(header, tuple(rows))
+    lines = (found.get(cell.keep) for cell in budgets or study)
+    values = (_spread(line, most) if line else '' for line in lines)
+    name = 'dense, nothing pruned' if method == 'dense' else label(name)
+    rows.append((name, *values, str(most)))
+  columns = map(budget_name, budgets) if budgets else ('all',)
+  return Table(('test accuracy, %', *columns, 'seeds'), tuple(rows))
 
 
 def against(study: Study, other: str) -> Table:
