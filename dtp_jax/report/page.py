@@ -11,7 +11,7 @@ from dtp_jax.report.published import Published, table_of, that_match
 from dtp_jax.report.rows import Row
 from dtp_jax.report.style import label
 
-__all__ = ['caption', 'render']
+__all__ = ['render']
 
 Study = Sequence[Cell]
 
@@ -59,27 +59,27 @@ def render(
   )
 
 
-def caption(study: Study) -> str:
-  """What the figure of a study shows."""
-  return (
-    f'{tables.heading(study)}: accuracy against what is left. Bars and the grey band are one '
-    'standard deviation over the seeds; marks of one budget are moved a little aside; hollow marks '
-    'are published figures.'
-  )
-
-
 def _study(study, figure, published) -> dict[str, Any]:
+  theirs = that_match(published, study[0])
   return {
     'heading': tables.heading(study),
     'figure': base64.b64encode(figure).decode() if figure else '',
-    'caption': caption(study),
+    'caption': _caption(study, theirs),
     'accuracy': tables.by_budget(study),
     'against_best': tables.against(study, 'best baseline'),
     'against_dense': tables.against(study, 'dense'),
-    'published': table_of(that_match(published, study[0])),
+    'published': table_of(theirs),
     'cells': [(tables.budget_name(c), tables.of_cell(c)) for c in study if c.granularity],
     'runs': tables.of_runs(study),
   }
+
+
+def _caption(study, theirs):
+  return (
+    f'{tables.heading(study)}: accuracy against what is left. Bars and the grey band are one '
+    'standard deviation over the seeds; marks of one budget are moved a little aside.'
+    + (' Hollow marks are published figures.' if theirs else '')
+  )
 
 
 def _lead(rows):

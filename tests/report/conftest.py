@@ -29,7 +29,7 @@ def write_run(folder: pathlib.Path, row: str, seed: int, accuracy: float, **opti
     'method': method,
     'row': row,
     'data': {'name': data, 'data_dir': '/home/someone/data'},
-    'model': {'name': 'resnet_cifar', 'depth': 56} if channels else {'name': 'lenet'},
+    'model': {'name': 'resnet_cifar', 'depth': 56, 'width': 16} if channels else {'name': 'lenet'},
     'prune': {**prune, 'count': None, 'scope': 'global'},
   }
   summary = {

@@ -11,10 +11,17 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from configs import (
+  cifar10_resnet56,
+  cifar100_vgg19,
+  imagenet_mobilenetv2,
+  imagenet_resnet34,
+  imagenet_resnet50,
+)
 from dtp_jax.report import page, plots, style
 from dtp_jax.report.compare import cells_of, studies_of
 from dtp_jax.report.published import read_published, table_of, that_match
-from dtp_jax.report.rows import collect, read_csv, write_csv
+from dtp_jax.report.rows import collect, model_key, read_csv, write_csv
 from experiments import report
 from tests.report.conftest import write_run
 
@@ -127,6 +134,20 @@ def test_the_published_file_has_no_figure_of_the_paper_and_the_shares_it_says():
   (rigl,) = [x for x in published if x.method == 'RigL']
   np.testing.assert_allclose(rigl.kept, 20)
   assert table_of([greg]).rows[0][2:] == ('93.36', '93.36', '2.55x fewer MACs')
+
+
+@pytest.mark.parametrize(
+  'config',
+  [cifar10_resnet56, cifar100_vgg19, imagenet_resnet34, imagenet_resnet50, imagenet_mobilenetv2],
+)
+def test_the_published_networks_are_those_of_the_configs(config):
+  found = config.get_config()
+  network = (found.data.name, model_key(found.model.to_dict()))
+  published = read_published(report.PUBLISHED)
+  assert {x.granularity for x in published if (x.data, x.model) == network} == {
+    'channels',
+    'weights',
+  }
 
 
 def test_figures_of_any_size_are_drawn_without_a_warning(swept, tmp_path):

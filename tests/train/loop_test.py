@@ -9,6 +9,7 @@ import pytest
 
 from dtp_jax import report
 from dtp_jax.data import pipeline, sources
+from dtp_jax.report import rows
 from dtp_jax.train import loop, slim
 from dtp_jax.train.folder import read_json
 from dtp_jax.train.metrics import read_metrics
@@ -185,6 +186,18 @@ def test_the_report_shows_the_rows_and_its_figures(finished):
   figures = sorted(p.name for p in (workdir / 'figures').iterdir())
   assert figures == ['kept.png', 'mask.png', 'training.png']
   assert all(f'figures/{name}' in text for name in figures)
+
+
+def test_the_runs_of_a_folder_are_rows_with_what_their_summaries_say(finished):
+  workdir, summaries = finished
+  found, unfinished = rows.collect([workdir])
+  assert not unfinished
+  assert [row['row'] for row in found] == ['transportation', 'magnitude']
+  for row, summary in zip(found, summaries, strict=True):
+    assert row['accuracy'] == summary['accuracy']
+    assert row['achieved'] == summary['achieved'] == 101
+    assert (row['granularity'], row['unit'], row['keep']) == ('weights', 'count', 0.05)
+    assert row['model'] == 'lenet(features=[2,4],hidden=[16])'
 
 
 def test_an_unfinished_run_has_no_report(tmp_path):
