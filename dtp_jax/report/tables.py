@@ -122,7 +122,8 @@ def against(study: Study, other: str) -> Table:
     for cell in budgets:
       reference = cell.dense if other == 'dense' else cell.best_baseline
       values.append(_against(found.get(cell.keep), reference, other))
-    rows.append((label(name), *values))
+    if any(values):
+      rows.append((label(name), *values))
   return Table((f'points against {other}', *map(budget_name, budgets)), tuple(rows))
 
 

@@ -109,6 +109,14 @@ def test_unfinished_runs_are_warned_of_and_listed(swept, command, capsys):
   assert 'sweep/w/0.02/spartan/seed0' in swept.parent.joinpath('out/index.html').read_text()
 
 
+def test_a_network_that_was_only_trained_dense_has_no_differences(tmp_path):
+  write_run(tmp_path / 'a', 'dense', 0, 0.9)
+  rows, _ = collect([tmp_path])
+  found = _Page(page.render('t', rows, studies_of(cells_of(rows)), {}, []))
+  assert '90.00' in found.words
+  assert not any('Paired differences' in word or 'Each budget' in word for word in found.words)
+
+
 def test_published_figures_stand_beside_ours_where_the_network_is_theirs(tmp_path):
   published = read_published(report.PUBLISHED)
   write_run(tmp_path / 'a', 'transportation', 0, 0.93, of='macs', keep=0.4, data='cifar10')
