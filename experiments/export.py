@@ -11,52 +11,16 @@ network on held-out images. ONNX needs `pip install 'dtp-jax[onnx]'` and then
 
 import pathlib
 import sys
-from typing import Any
 
-import jax.numpy as jnp
 from absl import app, flags, logging
 
 from dtp_jax import export
-from dtp_jax.data import pipeline, sources
-from dtp_jax.train.folder import read_config
-from dtp_jax.train.slim import load_run
+from dtp_jax.train import slim
 
 flags.DEFINE_string('out', None, 'Folder for the slim model; default WORKDIR/slim.')
 flags.DEFINE_bool('onnx', False, 'Also write model.onnx.')
 flags.DEFINE_bool('overwrite', False, 'Replace a slim model in --out; that of the run always is.')
 FLAGS = flags.FLAGS
-
-_EXAMPLES = 16  # held-out images that the export is checked on
-
-
-def export_run(workdir: str, out: str | None, onnx: bool, overwrite: bool) -> dict[str, Any]:
-  """Exports the run in `workdir` to `out` and returns the manifest.
-
-  Raises:
-    ValueError: the run pruned no channels: it has zeros and nothing to shrink.
-    FileNotFoundError: no finished run, or its data set is not prepared.
-    ExportError, FileExistsError, ImportError: see `dtp_jax.export.save_slim`.
-  """
-  graph, variables, hard = load_run(workdir)
-  config = read_config(workdir)
-  data = sources.from_config(config.data)
-  images = jnp.asarray(data.sample(_EXAMPLES))
-  about = {
-    'config': config.to_dict(),
-    'data': {'name': data.name, 'input': '(image / 255 - mean) / std', 'mean': data.mean,
-             'std': data.std},
-  }  # fmt: skip
-  return export.save_slim(
-    out or pathlib.Path(workdir) / 'slim',
-    graph,
-    variables,
-    hard,
-    (pipeline.normalise(images, data.mean, data.std),),
-    kwargs={'train': False},
-    about=about,
-    onnx=onnx,
-    overwrite=overwrite or out is None,  # the run's own, made from it
-  )
 
 
 def main(argv: list[str]) -> None:
@@ -64,8 +28,10 @@ def main(argv: list[str]) -> None:
   if len(argv) != 2:
     sys.exit('Give one run folder, as in python -m experiments.export runs/mnist_mini. Try --help.')
   logging.set_verbosity(logging.WARNING)  # Orbax and jax2onnx tell every step
+  out = FLAGS.out or pathlib.Path(argv[1]) / 'slim'
+  overwrite = FLAGS.overwrite or not FLAGS.out  # the run's own is made from it
   try:
-    manifest = export_run(argv[1], FLAGS.out, FLAGS.onnx, FLAGS.overwrite)
+    manifest = slim.save(slim.load_run(argv[1]), out, onnx=FLAGS.onnx, overwrite=overwrite)
   except (ValueError, TypeError, OSError, ImportError, export.ExportError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   for name, cost in manifest['costs'].items():
@@ -75,7 +41,7 @@ def main(argv: list[str]) -> None:
     if name != 'tolerance':
       worst = max(c['difference'] / c['scale'] for c in checks if c['scale'])
       print(f'{name} against the masked network: {worst:.1e} relative')
-  print(f'Slim model: {FLAGS.out or pathlib.Path(argv[1]) / "slim"}')
+  print(f'Slim model: {out}')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,53 @@ from dtp_jax.data import pipeline, sources
 from dtp_jax.graph import Graph, shrink
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
-from dtp_jax.train.recipe import build, build_model
+from dtp_jax.train.recipe import Config, build, build_model
 
-__all__ = ['finish', 'load_run']
+__all__ = ['FinishedRun', 'finish', 'load_run', 'save']
+
+_CHECKED = 16  # held-out images that the exported programs are compared on
 
 
-def load_run(workdir: str | pathlib.Path) -> tuple[Graph, Any, dict[str, np.ndarray]]:
+class FinishedRun(NamedTuple):
+  """The network of a finished run that pruned channels.
+
+  Attributes:
+    config: of the run.
+    data: its data set.
+    graph: the traced dense network.
+    variables: dense, {'params', 'batch_stats'}.
+    hard: masks {group: boolean (n,)}.
+  """
+
+  config: Config
+  data: sources.Dataset | sources.Streamed
+  graph: Graph
+  variables: Any
+  hard: dict[str, np.ndarray]
+
+  def images(self, n: int) -> jax.Array:
+    """Held-out images as the network takes them, float32 (n, H, W, C)."""
+    data = self.data
+    return pipeline.normalise(jnp.asarray(data.sample(n)), data.mean, data.std)
+
+
+def load_run(workdir: str | pathlib.Path) -> FinishedRun:
   """The network of a finished run folder.
 
   Args:
     workdir: run folder of a run that pruned channels.
 
-  Returns:
-    Its graph, its dense variables {'params', 'batch_stats'} and its hard masks {group: (n,)}.
-
   Raises:
-    FileNotFoundError: not a run folder, or a run that has not finished.
+    FileNotFoundError: not a run folder, or a run that has not finished; its data set is not
+      prepared.
     ValueError: a run that pruned something else than channels.
   """
   workdir = pathlib.Path(workdir)
   config = run_folder.read_config(workdir)
   if not (workdir / 'summary.json').exists():
     raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
-  recipe, create = build(config, sources.from_config(config.data))
+  data = sources.from_config(config.data)
+  recipe, create = build(config, data)
   graph = recipe.prunable.graph
   if graph is None:
     raise ValueError(
@@ -48,7 +72,39 @@ def load_run(workdir: str | pathlib.Path) -> tuple[Graph, Any, dict[str, np.ndar
   if not state.batch_stats:
     del variables['batch_stats']
   with np.load(workdir / 'masks.npz') as masks:
-    return graph, variables, dict(masks)
+    return FinishedRun(config, data, graph, variables, dict(masks))
+
+
+def save(
+  run: FinishedRun, folder: str | pathlib.Path, *, onnx: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+  """Exports the slim model of a run, with its config and how its input is normalised.
+
+  Args:
+    run: from `load_run`.
+    folder: of the slim model.
+    onnx: whether to write model.onnx as well.
+    overwrite: whether to replace a slim model in `folder`.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    ExportError, FileExistsError, ImportError: see `dtp_jax.export.save_slim`.
+  """
+  data = run.data
+  scale = {'input': '(image / 255 - mean) / std', 'mean': data.mean, 'std': data.std}
+  return export.save_slim(
+    folder,
+    run.graph,
+    run.variables,
+    run.hard,
+    (run.images(_CHECKED),),
+    kwargs={'train': False},
+    about={'config': run.config.to_dict(), 'data': {'name': data.name, **scale}},
+    onnx=onnx,
+    overwrite=overwrite,
+  )
 
 
 def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, Any]:
@@ -69,20 +125,17 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
   workdir = pathlib.Path(workdir)
   if (workdir / 'slim.json').exists():
     return run_folder.read_json(workdir / 'slim.json')
-  graph, variables, hard = load_run(workdir)
-  config = run_folder.read_config(workdir)
-  data = sources.from_config(config.data)
-  images = pipeline.normalise(jnp.asarray(data.sample(batch_size)), data.mean, data.std)
-  summary = run_folder.read_json(workdir / 'summary.json')
-  manifest = export.save_slim(
-    workdir / 'slim', graph, variables, hard, (images[:2],), kwargs={'train': False},
-    about={'run': summary}, overwrite=True,
-  )  # fmt: skip
-  slim, apply = shrink(graph, variables, hard), build_model(config, data.num_classes).apply
+  run = load_run(workdir)
+  manifest = save(run, workdir / 'slim', overwrite=True)
+  images, apply = run.images(batch_size), build_model(run.config, run.data.num_classes).apply
+  slim = shrink(run.graph, run.variables, run.hard)
   dense_fn = jax.jit(lambda v, x: apply(v, x, train=False))
   slim_fn = jax.jit(lambda v, x: slim.apply(v, x, train=False))
   timings = latency.interleaved(
-    {'dense': lambda: dense_fn(variables, images), 'slim': lambda: slim_fn(slim.variables, images)}
+    {
+      'dense': lambda: dense_fn(run.variables, images),
+      'slim': lambda: slim_fn(slim.variables, images),
+    }
   )
   found = {
     'batch_size': batch_size,

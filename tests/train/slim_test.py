@@ -30,8 +30,8 @@ def run(tmp_path_factory):
 
 def test_the_budget_is_met_and_maximal_in_macs(run):
   workdir, summaries = run
-  graph, _, hard = slim.load_run(workdir)
-  counts = {name: int(mask.sum()) for name, mask in hard.items()}
+  found = slim.load_run(workdir)
+  graph, counts = found.graph, {name: int(mask.sum()) for name, mask in found.hard.items()}
   main = summaries[0]
   assert main['unit'] == 'macs'
   assert main['achieved'] == graph.macs.at(counts) <= main['requested']
