@@ -164,12 +164,14 @@ def random_crop(data: bytes, rng: np.random.Generator, size: int) -> np.ndarray:
   with Image.open(io.BytesIO(data)) as image:
     width, height = image.size
     left, top, right, bottom = crop_box(rng, width, height)
-    image.draft(
+    drafted = image.draft(
       None,
       (math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))),
     )
-    x, y = image.width / width, image.height / height
-    box = (left * x, top * y, right * x, bottom * y)
+    # 1/2, 1/4 or 1/8, which image.width / width is not where pixels are left over at the edge.
+    scale = drafted[1][2] / width if drafted else 1.0
+    right, bottom = min(right * scale, image.width), min(bottom * scale, image.height)
+    box = (left * scale, top * scale, right, bottom)
     return np.asarray(_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box))
 
 

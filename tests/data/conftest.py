@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core.download import checksums
 
-from dtp_jax.data import builders
+from dtp_jax.data import builders, prepare
+from tests.data import imagenet
 
 COUNTS = {'train': 40, 'test': 10}
 
@@ -57,6 +58,18 @@ def cifar100(tmp_path, monkeypatch):
     'fine_label_names.txt': ' '.join(f'fine{i}' for i in range(100)),
   }
   return _cifar_set(builders.Cifar100, splits, names, (20, 100), tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope='session')
+def imagenet2012(tmp_path_factory):
+  """(folder of the data sets, {split: {file name: contents}}) of a tiny ImageNet, prepared."""
+  folder = tmp_path_factory.mktemp('imagenet')
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    files = imagenet.archives(folder / 'archives')
+    imagenet.stand_in(folder / 'archives', monkeypatch)
+    command = ['imagenet2012', '--from', str(folder / 'archives'), '--data_dir', str(folder)]
+    assert prepare.main(command) == 0
+  return folder, files
 
 
 def _idx_set(name, builder, tmp_path, monkeypatch):
