@@ -48,7 +48,7 @@ def get_config(arg: str = '') -> Any:
   config.data.eval_batch_size = 500
   config.data.crop_padding = 2  # pixels
   config.data.flip = False
-  # imagenet2012 is streamed; its configs have image_size, resize, workers, threads and prefetch too:
+  # imagenet2012 is streamed; its configs have image_size, resize, workers, threads and prefetch:
   # see Options in dtp_jax/data/stream.py.
 
   config.stages = ml_collections.ConfigDict()  # epochs
