@@ -1,7 +1,11 @@
 """Budgets add up in exact integers and say what they cannot meet."""
 
+import fnmatch
+import functools
 import math
+from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dtp_jax as dtp
-from dtp_jax.budget import problems
+from dtp_jax import methods
+from dtp_jax.budget import account, problems
+from dtp_jax.models import LeNet
+from tests.graph.agreement import QUICK
+from tests.graph.models import randomized
 
 sizes = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6)
 
@@ -68,6 +76,127 @@ def test_scatter_is_the_inverse_of_gather(shapes):
       np.testing.assert_array_equal(back[name], array)
 
 
+@given(
+  sizes,
+  st.lists(
+    st.tuples(st.sampled_from(['w0', 'w[12]', 'w[2-5]', '?5', 'w*']), st.decimals(0, 1, places=3)),
+    min_size=1,
+    unique_by=lambda pair: pair[0],
+  ),
+)
+def test_every_array_keeps_the_fraction_of_the_first_pattern_that_matches(shapes, ratios):
+  """Against the rule read aloud, name by name; in exact decimals, where floats would fall short."""
+  prunable = _prunable(shapes)
+  first = {
+    name: next((i for i, (glob, _) in enumerate(ratios) if fnmatch.fnmatch(name, glob)), None)
+    for name in prunable.shapes
+  }
+  budget = dtp.Budget({glob: float(keep) for glob, keep in ratios}, scope='layer')
+  if set(range(len(ratios))) - set(first.values()):
+    with pytest.raises(ValueError, match='matches none of'):
+      problems(prunable, budget)
+    return
+  for problem in problems(prunable, budget):
+    (name,) = problem.names
+    keep = Fraction(1) if first[name] is None else Fraction(ratios[first[name]][1])
+    assert problem.k <= keep * problem.n < problem.k + 1
+
+
+STEPS = 4
+METHODS = {
+  'random': methods.random,
+  'magnitude': methods.magnitude,
+  'gradual_magnitude': functools.partial(methods.gradual_magnitude, steps=STEPS),
+  'spartan': functools.partial(methods.spartan, steps=STEPS),
+  'straight_through': functools.partial(methods.straight_through, steps=STEPS),
+  'pdp': functools.partial(methods.pdp, steps=STEPS),
+  'transportation': functools.partial(methods.transportation, steps=STEPS),
+}
+
+
+@pytest.fixture(scope='module')
+def lenet():
+  """{granularity: elements} of a small LeNet, and its variables."""
+  model, x = LeNet(3, features=(4, 6), hidden=(8, 5)), jnp.ones((2, 12, 12, 1))
+  variables = randomized(jax.eval_shape(lambda: model.init(jax.random.key(0), x)))
+  graph = dtp.trace(model.apply, variables, x)
+  assert graph.sizes == {'conv1': 4, 'conv2': 6, 'fc1': 8, 'fc2': 5}
+  return {'channels': dtp.channels(graph), 'weights': dtp.weights(variables['params'])}, variables
+
+
+RATIOS = {
+  'channels': ({'conv?': 0.5, 'fc1': 0.3}, {'conv1': 2, 'conv2': 3, 'fc1': 2, 'fc2': 5}),
+  'weights': (
+    {'conv1/*': 1.0, 'head/kernel': 0.5, '*': 0.1},
+    # 5 5 1 4, 5 5 4 6, 6 8, 8 5 and 5 3 weights
+    {'conv1': 100, 'conv2': 60, 'fc1': 4, 'fc2': 4, 'head': 7},
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'granularity'),
+  [(name, 'channels') for name in METHODS] + [('pdp', 'weights'), ('transportation', 'weights')],
+)
+def test_every_method_meets_fractions_by_layer(lenet, granularity, name):
+  elements, variables = lenet[0][granularity], lenet[1]
+  magnitudes = jax.jit(elements.magnitude, compiler_options=QUICK)(variables['params'])
+  elements = elements._replace(magnitude=lambda params: magnitudes)  # only masks are looked at
+  ratios, expected = RATIOS[granularity]
+  budget = dtp.Budget(ratios, scope='layer')
+  method = METHODS[name](elements, budget)
+  variables = variables | method.init(variables)
+  masks_at = jax.jit(method.masks, compiler_options=QUICK)
+  for step in range(STEPS):
+    masks, variables['transport'] = masks_at(variables, step)
+    assert all(np.all((m >= 0) & (m <= 1)) for m in masks.values())
+    if granularity == 'weights':
+      np.testing.assert_allclose(masks['conv1/kernel'], 1.0, atol=1e-5)  # nothing of it competes
+  hard = method.harden(variables)
+  counts = {key.split('/')[0]: int(np.count_nonzero(mask)) for key, mask in hard.items()}
+  assert counts == expected
+  report = account(elements, budget, hard)
+  assert report.requested == report.achieved == sum(expected.values())
+  assert report.total == sum(elements.sizes.values())
+
+
+def test_the_ramp_passes_a_full_layer_by_and_takes_the_others_along(lenet):
+  """Half way, every layer has lost half of what it will lose, also where it loses nothing."""
+  elements, variables = lenet[0]['weights'], lenet[1]
+  budget = dtp.Budget({'conv1/*': 1.0, 'conv2/*': 0.5, '*': 0.1}, scope='layer')
+  method = methods.gradual_magnitude(elements, budget, steps=100)
+  variables = variables | method.init(variables)
+  step = 100 * (1 - 0.5 ** (1 / 3))  # where the cubic is half way
+  masks, _ = jax.jit(method.masks, compiler_options=QUICK)(variables, step)
+  for problem in method.problems:
+    (name,) = problem.names
+    kept = int(np.count_nonzero(masks[name]))
+    assert abs(kept - (problem.n + problem.k) / 2) <= 1, name
+
+
+def test_widths_by_layer_are_multiples_above_the_floor(lenet):
+  elements = lenet[0]['channels']
+
+  def widths(ratios, **options):
+    plan = problems(elements, dtp.Budget(ratios, scope='layer', **options))
+    return {p.names[0]: p.k for p in plan}
+
+  ratios = {'conv2': 0.99, 'fc1': 0.99, 'fc2': 0.5}
+  assert widths(ratios) == {'conv1': 4, 'conv2': 5, 'fc1': 7, 'fc2': 2}
+  assert widths(ratios, multiple_of=2) == {'conv1': 4, 'conv2': 4, 'fc1': 6, 'fc2': 2}
+  assert widths(ratios, min_keep=2)['fc2'] == 2
+  assert widths({'fc2': 0.0}, min_keep=0)['fc2'] == 0
+  report = account(
+    elements,
+    dtp.Budget(ratios, scope='layer', multiple_of=2),
+    {'conv1': [1] * 4, 'conv2': [1] * 4, 'fc1': [1] * 6, 'fc2': [1] * 2},
+  )
+  assert (report.requested, report.achieved) == (4 + 5 + 7 + 2, 4 + 4 + 6 + 2)
+  for options in ({'min_keep': 3}, {'multiple_of': 4}):
+    with pytest.raises(ValueError, match=r"'fc2'.*below min_keep"):
+      widths(ratios, **options)
+
+
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
@@ -77,6 +206,14 @@ def test_scatter_is_the_inverse_of_gather(shapes):
     (lambda p: dtp.Budget(True), ['keep is True']),
     (lambda p: dtp.Budget(0.5, scope='galactic'), ['galactic', 'global']),
     (lambda p: problems(p, dtp.Budget(101)), ['101', '100']),
+    (lambda p: dtp.Budget({}, scope='layer'), ['keep is {}', 'by pattern']),
+    (lambda p: dtp.Budget({'w0': 1}, scope='layer'), ["{'w0': 1}", '(float)']),
+    (lambda p: dtp.Budget({'w0': 1.5}, scope='layer'), ["{'w0': 1.5}", '[0, 1]']),
+    (lambda p: dtp.Budget({'w0': 0.5}), ["scope is 'global'", "scope='layer'"]),
+    (lambda p: dtp.Budget({'w0': 0.5}, 'macs', 'layer'), ["of 'macs'", "of='count'"]),
+    (lambda p: dtp.Budget({'w0': 0.5}, scope='layer').count(3), ['per array']),
+    (lambda p: problems(p, dtp.Budget({'v*': 0.5}, scope='layer')), ["'v*'", "['w0']"]),
+    (lambda p: problems(p, dtp.Budget({'*': 0.5, 'w0': 0.1}, scope='layer')), ["'w0'", 'taken']),
     (lambda p: problems(p, dtp.Budget(0.33, scope='row')), ['0.33', '3.3 elements', '2:4']),
   ],
 )

@@ -166,6 +166,8 @@ def pdp(
 
   def rule(problem, magnitudes, scores, state, step):
     del scores, state
+    if problem.keep == 1:  # no threshold lies below a layer that stays whole
+      return jnp.ones_like(magnitudes), _state(magnitudes)
     fixed = lax.stop_gradient(magnitudes)
     kept = problem.hard(fixed, keep_at(problem, ramp(step), target))
     smallest = jnp.min(fixed, axis=-1, keepdims=True, where=kept, initial=jnp.inf)

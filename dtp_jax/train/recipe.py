@@ -62,8 +62,8 @@ def build(
     data: gives image shape, number of classes and channel statistics.
 
   Returns:
-    The recipe and a jitted function that creates the state at step 0, from given variables or from
-    `config.seed`; `jax.eval_shape` of it is the template of a checkpoint.
+    The recipe and a function that creates the state at step 0, from given variables, the state dict
+    at `config.pretrained` or `config.seed`; `jax.eval_shape` of it is the template of a checkpoint.
 
   Raises:
     ValueError: an unknown name or an option out of range.
@@ -84,6 +84,10 @@ def build(
       variables = initialise(key_init, images)
     return create_train_state(variables, method, tx, key_train)
 
+  def create_pretrained(variables=None):
+    # Outside of the jitted function, whose constants they would be.
+    return create(models.from_torch(config.pretrained, model) if variables is None else variables)
+
   recipe = Recipe(
     apply=model.apply,
     preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
@@ -93,7 +97,7 @@ def build(
     stages=stages,
     label_smoothing=config.optimizer.label_smoothing,
   )
-  return recipe, create
+  return recipe, create_pretrained if config.get('pretrained') else create
 
 
 class Preprocess(NamedTuple):
