@@ -124,7 +124,7 @@ def test_unprepared_it_names_the_command(tmp_path):
 def _config(folder):
   """Three steps a stage of a small ResNet on 40 images."""
   config = mnist_lenet.get_config()
-  config.model = {'name': 'resnet', 'depth': 18, 'width': 4, 'blocks': (1, 1, 1, 1)}
+  config.model = {'name': 'resnet', 'depth': 18, 'width': 4, 'blocks': (1,)}
   config.data.update({'name': 'imagenet2012', 'data_dir': str(folder), 'batch_size': 8})
   config.data.update({'image_size': 32, 'resize': 36, 'threads': 2, 'prefetch': 2})
   config.data.update({'eval_batch_size': 4, 'crop_padding': 0, 'flip': True})
