@@ -69,24 +69,25 @@ def build(
     ValueError: an unknown name or an option out of range.
   """
   model = build_model(config, data.num_classes)
-  key_init, key_train = jax.random.split(jax.random.key(config.seed))
+  keys = jax.random.split(jax.random.key(config.seed))
   images = jnp.zeros((1, *data.image_shape), jnp.float32)
   initialise = functools.partial(model.init, train=False)
   stages = build_stages(config, data.examples)
-  variables = jax.eval_shape(initialise, key_init, images)
+  variables = jax.eval_shape(initialise, keys[0], images)
   elements = build_prunable(config, model, variables, images)
   method = build_method(config, elements, stages)
   tx = build_optimizer(config, stages)
 
   @jax.jit
-  def create(variables=None):
-    if variables is None:
-      variables = initialise(key_init, images)
-    return create_train_state(variables, method, tx, key_train)
+  def start(keys, variables):
+    variables = initialise(keys[0], images) if variables is None else variables
+    return create_train_state(variables, method, tx, keys[1])
 
-  def create_pretrained(variables=None):
-    # Outside of the jitted function, whose constants they would be.
-    return create(models.from_torch(config.pretrained, model) if variables is None else variables)
+  def create(variables=None):
+    # Keys and weights are arguments, not constants of the program: one for all seeds.
+    if variables is None and config.get('pretrained'):
+      variables = models.from_torch(config.pretrained, model)
+    return start(keys, variables)
 
   recipe = Recipe(
     apply=model.apply,
@@ -97,7 +98,7 @@ def build(
     stages=stages,
     label_smoothing=config.optimizer.label_smoothing,
   )
-  return recipe, create_pretrained if config.get('pretrained') else create
+  return recipe, create
 
 
 class Preprocess(NamedTuple):
@@ -214,7 +215,8 @@ def _steps(rate, steps, *, warmup, at):
 
 
 def _kernels_only(params):
-  return jax.tree.map(lambda w: w.ndim >= 2, params)
+  # By name: the biases of attention heads and position embeddings have two axes as well.
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
 def _part(steps, options):
