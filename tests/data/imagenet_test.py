@@ -134,10 +134,23 @@ def _config(folder):
   return config
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(imagenet2012, tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def whole(imagenet2012, tmp_path_factory):
+  """(run folder, summary) of a whole run of the loop."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, loop.train_and_evaluate(_config(imagenet2012[0]), workdir)
+
+
+def test_the_loop_trains_from_a_stream_and_meets_the_budget(whole):
+  workdir, summary = whole
+  assert summary['achieved'] == summary['requested'] == round(0.5 * summary['total'])
+  steps = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
+  assert steps == list(range(1, sum(summary['stages'].values()) + 1))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_the_uninterrupted_one(whole, imagenet2012, tmp_path, monkeypatch):
   config, stop = _config(imagenet2012[0]), 5
-  whole = loop.train_and_evaluate(config, tmp_path / 'whole')
-  assert whole['achieved'] == whole['requested'] == round(0.5 * whole['total'])
   train = feed.Streaming.train
 
   def interrupted(self, step):
@@ -151,9 +164,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(imagenet2012, tmp_path, monk
     loop.train_and_evaluate(config, tmp_path / 'halved')
   monkeypatch.undo()
   loop.train_and_evaluate(config, tmp_path / 'halved')
-  assert read_metrics(tmp_path / 'halved') == read_metrics(tmp_path / 'whole')
+  assert read_metrics(tmp_path / 'halved') == read_metrics(whole[0])
   with (
-    np.load(tmp_path / 'whole' / 'pruned.npz') as ours,
+    np.load(whole[0] / 'pruned.npz') as ours,
     np.load(tmp_path / 'halved' / 'pruned.npz') as theirs,
   ):
     assert set(ours) == set(theirs)

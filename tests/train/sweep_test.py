@@ -98,6 +98,7 @@ def test_a_failure_takes_down_only_what_forks_from_it(swept):
   assert (good.status, after_good.status) == ('finished', 'finished')
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_is_the_run_itself(swept, tmp_path):
   workdir, runs, _ = swept
   run = runs[-1]
