@@ -35,6 +35,7 @@ def accuracy_against_kept(study: Sequence[Cell], published: Iterable[Published] 
   Raises:
     ImportError: matplotlib is missing (extra `demo`).
   """
+  published = list(published)
   figure, plot = axes(figsize=(6.8, 5.2))
   plot.set(xscale='log', yscale='log')
   rows = sorted({(x.row, x.method) for c in study for x in c.lines}, key=lambda row: place(*row))
@@ -45,7 +46,7 @@ def accuracy_against_kept(study: Sequence[Cell], published: Iterable[Published] 
     lines = [x for cell in study for x in cell.lines if (x.row, x.method) == row]
     handles.append(_draw_row(plot, lines, step ** (i - (len(pruned) - 1) / 2)))
   hollow = _draw_published(plot, published)
-  _label_axes(plot, study)
+  _label_axes(plot, study, _best(study, published))
   style = {'frameon': False, 'fontsize': 9, 'title_fontsize': 9}
   if hollow:
     figure.legend(handles=hollow, loc='outside upper center', ncols=2, title='published', **style)
@@ -95,7 +96,7 @@ def _draw_row(plot, lines, aside):
 
 
 def _draw_published(plot, published):
-  known = [x for x in published if x.kept is not None and isinstance(x.accuracy, float)]
+  known = _drawn(published)
   handles = []
   for i, (method, source) in enumerate(dict.fromkeys((x.method, x.source) for x in known)):
     points = [x for x in known if (x.method, x.source) == (method, source)]
@@ -110,6 +111,10 @@ def _draw_published(plot, published):
       zorder=2,
     )
   return handles
+
+
+def _drawn(published):
+  return [x for x in published if x.kept is not None and isinstance(x.accuracy, float)]
 
 
 def _short(source):
@@ -140,7 +145,16 @@ def _step(study, names):
   return math.exp(min([0.03, *(gap / 3 / max(1, names) for gap in gaps)]))
 
 
-def _label_axes(plot, study):
+def _best(study, published):
+  """The fewest errors that must be seen: bars may run out of the plot, means may not."""
+  means = [x.mean for cell in study for x in cell.lines]
+  known = [x.accuracy for x in _drawn(published)]
+  dense = study[0].dense
+  band = [] if dense is None else [dense.mean + (dense.std or 0.0)]
+  return min(map(_error, [*means, *known, *band]))
+
+
+def _label_axes(plot, study, best):
   from matplotlib import ticker
 
   cell = study[0]
@@ -152,6 +166,7 @@ def _label_axes(plot, study):
   plot.set_xlim(low / room, high * room)
   asked = [100 * c.keep for c in study if c.keep > 0 and (cell.unit == 'macs' or not macs)]
   bottom, top = plot.get_ylim()
+  bottom = max(bottom, best / (top / best) ** 0.05)
   plot.set_ylim(top, bottom)
   for axis, ticks, form in (
     (plot.xaxis, _share_ticks(asked), '{:.4g}'.format),
