@@ -184,6 +184,17 @@ def test_the_figure_shows_the_means_and_hollow_published_points(swept):
   np.testing.assert_allclose((hollow.get_xdata()[0], hollow.get_ydata()[0]), (5, 5))
 
 
+def test_all_means_are_inside_and_a_wide_bar_does_not_stretch_the_axis(tmp_path):
+  for seed, (good, wild) in enumerate([(0.97, 0.9999), (0.98, 0.8), (0.975, 0.95)]):
+    write_run(tmp_path / f'a{seed}', 'transportation', seed, good)
+    write_run(tmp_path / f'b{seed}', 'spartan', seed, wild)
+  (study,) = studies_of(cells_of(collect([tmp_path])[0]))
+  most, fewest = plots.accuracy_against_kept(study).axes[0].get_ylim()  # errors
+  means = [100 - line.mean for cell in study for line in cell.lines]
+  assert fewest < min(means) < max(means) < most
+  assert fewest > 0.7 * min(means)
+
+
 def test_rows_differ_by_mark_and_by_colour():
   names = ['transportation', 'spartan', 'pdp', 'straight_through', 'gradual_magnitude', 'magnitude']
   for set_of_rows in ([*names, 'random'], [*names, 'l1_uniform', 'random_uniform']):
