@@ -195,7 +195,7 @@ def test_the_runs_of_a_folder_are_rows_with_what_their_summaries_say(finished):
   assert [row['row'] for row in found] == ['transportation', 'magnitude']
   for row, summary in zip(found, summaries, strict=True):
     assert row['accuracy'] == summary['accuracy']
-    assert row['achieved'] == summary['achieved'] == 101
+    assert row['achieved'] == summary['achieved'] == round(0.05 * 2010)
     assert (row['granularity'], row['unit'], row['keep']) == ('weights', 'count', 0.05)
     assert row['model'] == 'lenet(features=[2,4],hidden=[16])'
 
