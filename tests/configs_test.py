@@ -37,7 +37,6 @@ SHAPES = {  # (H, W, C), classes, training images
   'cifar100': ((32, 32, 3), 100, 50_000),
   'imagenet2012': ((224, 224, 3), 1000, 1_281_167),
 }
-FAST = QUICK | {'xla_cpu_use_fusion_emitters': False}  # a third less time to compile
 SLOW_TO_TRACE = ('imagenet_mobilenetv2', 'imagenet_resnet50')
 
 
@@ -274,7 +273,7 @@ def test_the_hard_mask_meets_the_budget(name, cell):
     if method.problems in seen:
       continue  # a mask is made of nothing but the ranking and these
     seen.append(method.problems)
-    hard = jax.jit(method.harden, compiler_options=FAST)({'transport': ranking})
+    hard = jax.jit(method.harden, compiler_options=QUICK)({'transport': ranking})
     report = account(prunable, budget, hard)
     if cell[0] == 'weights' or cell[1] == 'ratios':
       assert report.achieved == report.requested < report.total
@@ -301,12 +300,12 @@ def test_runlocal_trains_a_step_of_every_stage(name):
     for key in ('params', 'batch_stats')
     if (value := getattr(jax.eval_shape(create), key))
   }
-  state = jax.jit(create, compiler_options=FAST)(variables)
+  state = jax.jit(create, compiler_options=QUICK)(variables)
   batch = {
     'image': np.random.default_rng(0).integers(0, 255, data.train['image'].shape, np.uint8),
     'label': np.arange(8, dtype=np.int32),
   }
-  step = jax.jit(functools.partial(train_step, built), compiler_options=FAST)
+  step = jax.jit(functools.partial(train_step, built), compiler_options=QUICK)
   for _ in range(3):
     state, metrics = step(state, batch)
     assert np.isfinite(metrics['loss'])
