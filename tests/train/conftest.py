@@ -1,5 +1,6 @@
 """One finished run of the real main job in miniature, shared by the tests of the training loop."""
 
+import jax
 import pytest
 
 from configs import mnist_lenet
@@ -17,6 +18,14 @@ def tiny_config():
   config.log_every = 3
   config.baselines = ('magnitude',)
   return config
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled(tmp_path_factory):
+  """Runs of one config compile once: resumed and forked ones find the program here."""
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)
 
 
 @pytest.fixture(scope='session')
