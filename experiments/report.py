@@ -1,8 +1,8 @@
 """Reports over many runs, and keeps README.md true to them.
 
   python -m experiments.report runs/first_table --out=experiments/results/2026-11-23_first_table
-  python -m experiments.report --check     fails where a README table differs from its CSV
-  python -m experiments.report --write     writes the README tables anew
+  python -m experiments.report --check     fails where a committed table differs from its CSV
+  python -m experiments.report --write     writes those tables anew: README.md, every table.md
 
 Every finished run below the folders counts, baselines inside a run included. Written are runs.csv
 (a line each run, and all the rest is made from it), table.md, index.html (one file, figures in it)
@@ -26,11 +26,12 @@ from dtp_jax.report.tables import markdown
 
 flags.DEFINE_string('out', None, 'Folder for runs.csv, table.md, index.html and the figures.')
 flags.DEFINE_string('title', None, 'Title of the page; default: the name of the folder.')
-flags.DEFINE_bool('check', False, 'Compare the tables of README.md with their CSV.')
-flags.DEFINE_bool('write', False, 'Write the tables of README.md from their CSV.')
+flags.DEFINE_bool('check', False, 'Compare README.md and every table.md with their CSV.')
+flags.DEFINE_bool('write', False, 'Write their tables from their CSV.')
 FLAGS = flags.FLAGS
 
 README = pathlib.Path('README.md')
+RESULTS = pathlib.Path('experiments/results')
 PUBLISHED = pathlib.Path(__file__).with_name('published.csv')
 _TABLE = re.compile(r'(<!-- table: (\S+)((?: \w+=\S+)*) -->\n)(.*?)(<!-- end -->)', re.S)
 
@@ -48,6 +49,18 @@ def readme_with_tables(text: str) -> str:
     return found[1] + markdown(select(rows, **wanted) if wanted else rows) + found[5]
 
   return _TABLE.sub(fill, text)
+
+
+def differing() -> dict[pathlib.Path, str]:
+  """README.md and the table.md under RESULTS that differ from their CSV, with the true text.
+
+  Raises:
+    ValueError: see `readme_with_tables`; or a CSV that is not one of ours.
+  """
+  true = {README: readme_with_tables(README.read_text())}
+  for csv in sorted(RESULTS.glob('*/runs.csv')):
+    true[csv.with_name('table.md')] = markdown(read_csv(csv))
+  return {p: text for p, text in true.items() if not p.exists() or p.read_text() != text}
 
 
 def write_folder(folder: pathlib.Path, title: str, rows: list[Row], unfinished: list[str]) -> None:
@@ -84,12 +97,13 @@ def main(argv: list[str]) -> None:
   """Collects, checks or writes."""
   try:
     if FLAGS.check or FLAGS.write:
-      text = README.read_text()
-      true = readme_with_tables(text)
+      true = differing()
       if FLAGS.write:
-        README.write_text(true)
-      elif text != true:
-        sys.exit('README.md differs from its CSVs; run python -m experiments.report --write.')
+        for path, text in true.items():
+          path.write_text(text)
+      elif true:
+        names = ', '.join(map(str, true))
+        sys.exit(f'Differs from its CSV: {names}; run python -m experiments.report --write.')
       return
     if not FLAGS.out or len(argv) < 2:
       sys.exit('Give run folders and --out=FOLDER, or --check, or --write. Try --help.')

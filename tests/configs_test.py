@@ -253,6 +253,7 @@ def test_ratios_of_weights_prune_every_layer_but_the_first_of_resnet50():
   assert all(0.172 < keep <= 0.173 for keep in kept.values())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
   ('name', 'cell'),
   [(name, cell) for name in GRID for cell in module(name).BUDGETS],
@@ -282,6 +283,7 @@ def test_the_hard_mask_meets_the_budget(name, cell):
       assert report.requested == int(config.prune.keep * report.total)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
   'name', [name if name in GRID else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )

@@ -189,6 +189,7 @@ def test_slim_is_masked(tiny, name):
     assert_agreement(graph, case.variables, case.inputs, case.eval, masks, False, reference)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
   'name',
   [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TINY],

@@ -141,6 +141,7 @@ def whole(imagenet2012, tmp_path_factory):
   return workdir, loop.train_and_evaluate(_config(imagenet2012[0]), workdir)
 
 
+@pytest.mark.once
 def test_the_loop_trains_from_a_stream_and_meets_the_budget(whole):
   workdir, summary = whole
   assert summary['achieved'] == summary['requested'] == round(0.5 * summary['total'])

@@ -22,6 +22,7 @@ from dtp_jax.report import page, plots, style
 from dtp_jax.report.compare import cells_of, studies_of
 from dtp_jax.report.published import read_published, table_of, that_match
 from dtp_jax.report.rows import collect, model_key, read_csv, write_csv
+from dtp_jax.report.tables import markdown
 from experiments import report
 from tests.report.conftest import write_run
 
@@ -216,7 +217,7 @@ def test_readme_tables_are_written_and_checked(swept, command, part):
   _write_rows(swept)
   readme = swept.parent / 'README.md'
   readme.write_text(README.format(part))
-  with pytest.raises(SystemExit, match='differs from its CSV'):
+  with pytest.raises(SystemExit, match=r'Differs from its CSV: README\.md;'):
     command('--check')
   assert readme.read_text() == README.format(part)
   command('--write')
@@ -228,8 +229,23 @@ def test_readme_tables_are_written_and_checked(swept, command, part):
   assert ('5 % of weights' in text) == (part != ' keep=0.02')
   csv = swept.parent / 'out/runs.csv'
   csv.write_text(csv.read_text().replace('0.938', '0.838'))
-  with pytest.raises(SystemExit, match='differs from its CSV'):
+  with pytest.raises(SystemExit, match=r'Differs from its CSV: README\.md;'):
     command('--check')
+
+
+def test_tables_beside_their_csv_are_written_and_checked(swept, command):
+  table = swept.parent / 'experiments/results/ours/table.md'
+  table.parent.mkdir(parents=True)
+  (swept.parent / 'README.md').write_text('No table.\n')
+  rows = collect([swept])[0]
+  write_csv(table.with_name('runs.csv'), rows)
+  for spoil in (table.touch, lambda: table.write_text('old'), table.unlink):
+    spoil()
+    with pytest.raises(SystemExit, match=r'Differs from its CSV: \S+/ours/table\.md;'):
+      command('--check')
+    command('--write')
+    command('--check')
+    assert table.read_text() == markdown(rows)
 
 
 def test_a_table_of_unknown_runs_is_refused(swept, command):

@@ -87,6 +87,7 @@ def test_a_baseline_forks_where_the_dense_stage_ends(finished):
   assert magnitude['achieved'] == main['achieved']
 
 
+@pytest.mark.once
 def test_a_fork_of_the_same_method_is_the_same_run(finished, tmp_path):
   """Scores must learn in a fork as they do in the whole run: its optimizer starts late."""
   workdir, _ = finished

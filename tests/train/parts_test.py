@@ -193,6 +193,7 @@ def test_unknown_names_in_a_config_are_answered_with_those_there_are(built):
     assert field in str(error.value)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [

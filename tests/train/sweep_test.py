@@ -87,6 +87,7 @@ def swept(tmp_path_factory):
   return workdir, runs, outcomes
 
 
+@pytest.mark.once
 def test_a_failure_takes_down_only_what_forks_from_it(swept):
   workdir, runs, outcomes = swept
   bad, after_bad, good, after_good = outcomes
@@ -112,6 +113,7 @@ def test_a_run_of_a_sweep_is_the_run_itself(swept, tmp_path):
     assert all(np.array_equal(ours[name], its[name]) for name in ours.files)
 
 
+@pytest.mark.once
 def test_again_the_finished_are_skipped_and_the_failed_tried(swept):
   workdir, runs, _ = swept
   before = {p: p.read_bytes() for p in workdir.rglob('summary.json')}
@@ -120,6 +122,7 @@ def test_again_the_finished_are_skipped_and_the_failed_tried(swept):
   assert {p: p.read_bytes() for p in workdir.rglob('summary.json')} == before
 
 
+@pytest.mark.once
 def test_a_workdir_of_another_sweep_is_refused_before_anything_runs(swept):
   workdir, _, _ = swept
   runs = sweep.plan(
