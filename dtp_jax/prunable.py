@@ -66,8 +66,9 @@ def weights(params: Params, *, exclude: Iterable[str] = ()) -> Prunable:
   """Every single weight of every kernel.
 
   Args:
-    params: pytree; its float leaves with at least 2 axes are the kernels. Concrete or abstract.
-    exclude: glob patterns of paths to leave dense, as in ('Dense_1/*',).
+    params: pytree; its float leaves with at least 2 axes are the kernels, but for those named
+      'bias' (attention has biases of two axes). Concrete or abstract.
+    exclude: glob patterns of paths to leave dense, as in ('Dense_1/*', '*embedding*').
 
   Returns:
     A Prunable with scores of the kernels' own shapes.
@@ -248,13 +249,15 @@ def _kernels(params, exclude):
   kernels = {
     name: leaf
     for name, leaf in paths(params).items()
-    if len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    if len(leaf.shape) >= 2
+    and jnp.issubdtype(leaf.dtype, jnp.floating)
+    and name.rpartition('/')[2] != 'bias'
   }
   kernels = _matching(kernels, exclude, 'kernels')
   if not kernels:
     raise ValueError(
       f'params has no kernel to prune among {sorted(paths(params))}; expected a float leaf with at '
-      'least 2 axes that no pattern excludes.'
+      'least 2 axes, not named bias, that no pattern excludes.'
     )
   return kernels
 

@@ -1,5 +1,6 @@
 """Elements of a parameter tree: what they are, how their masks multiply it, what is refused."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,14 @@ def test_weights_are_the_kernels_and_masks_multiply_them_alone(params):
   np.testing.assert_array_equal(
     prunable.magnitude(params)['fc/kernel'], np.abs(params['fc']['kernel'])
   )
+
+
+def test_biases_of_attention_are_not_kernels():
+  attention = nn.MultiHeadDotProductAttention(num_heads=2)
+  params = jax.eval_shape(attention.init, jax.random.key(0), jnp.ones((1, 3, 4)))['params']
+  assert params['query']['bias'].shape == (2, 2)
+  kernels = {f'{name}/kernel' for name in ('query', 'key', 'value', 'out')}
+  assert dtp.weights(params).shapes.keys() == kernels
 
 
 def test_nm_rows_are_consecutive_inputs_of_one_output(params):
