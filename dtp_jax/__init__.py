@@ -1,96 +1,40 @@
-"""Differentiable transportation pruning for JAX.
-
-The transport ops need nothing but jax; everything else is imported when it is first used.
-"""
+"""Differentiable transportation pruning for JAX: networks at exactly the size asked for."""
 
 import importlib
-from typing import TYPE_CHECKING
+from types import ModuleType
 
-from dtp_jax import transport
+from dtp_jax import budget as budget
+from dtp_jax import graph as graph
+from dtp_jax import methods as methods
+from dtp_jax import transport as transport
+from dtp_jax.budget import Budget as Budget
+from dtp_jax.budget.latency import LatencyTable as LatencyTable
+from dtp_jax.graph import Graph as Graph
+from dtp_jax.graph import Slim as Slim
+from dtp_jax.graph import shrink as shrink
+from dtp_jax.graph import trace as trace
+from dtp_jax.methods import PruningMethod as PruningMethod
+from dtp_jax.methods import dense as dense
+from dtp_jax.methods import gradual_magnitude as gradual_magnitude
+from dtp_jax.methods import magnitude as magnitude
+from dtp_jax.methods import pdp as pdp
+from dtp_jax.methods import random as random
+from dtp_jax.methods import spartan as spartan
+from dtp_jax.methods import straight_through as straight_through
+from dtp_jax.methods import transportation as transportation
+from dtp_jax.prunable import Prunable as Prunable
+from dtp_jax.prunable import blocks as blocks
+from dtp_jax.prunable import channels as channels
+from dtp_jax.prunable import nm as nm
+from dtp_jax.prunable import weights as weights
 
-if TYPE_CHECKING:
-  from dtp_jax import budget, cost, export, graph, methods, models, optimizer, priced, prunable
-  from dtp_jax.budget import Budget
-  from dtp_jax.graph import Graph, Slim, shrink, trace
-  from dtp_jax.latency_table import LatencyTable
-  from dtp_jax.methods import (
-    PruningMethod,
-    dense,
-    gradual_magnitude,
-    magnitude,
-    pdp,
-    random,
-    spartan,
-    straight_through,
-    transportation,
-  )
-  from dtp_jax.prunable import Prunable, blocks, channels, nm, weights
+__version__ = '0.2.0'
 
-__version__ = '0.1.0'
-
-__all__ = [
-  'Budget',
-  'Graph',
-  'LatencyTable',
-  'Prunable',
-  'PruningMethod',
-  'Slim',
-  'blocks',
-  'budget',
-  'channels',
-  'cost',
-  'dense',
-  'export',
-  'gradual_magnitude',
-  'graph',
-  'magnitude',
-  'methods',
-  'models',
-  'nm',
-  'optimizer',
-  'pdp',
-  'priced',
-  'prunable',
-  'random',
-  'shrink',
-  'spartan',
-  'straight_through',
-  'trace',
-  'transport',
-  'transportation',
-  'weights',
-]
-
-_HOME = {
-  'Budget': 'budget',
-  'LatencyTable': 'latency_table',
-  **dict.fromkeys(('Graph', 'Slim', 'shrink', 'trace'), 'graph'),
-  **dict.fromkeys(('Prunable', 'blocks', 'channels', 'nm', 'weights'), 'prunable'),
-  **dict.fromkeys(
-    (
-      'PruningMethod',
-      'dense',
-      'gradual_magnitude',
-      'magnitude',
-      'pdp',
-      'random',
-      'spartan',
-      'straight_through',
-      'transportation',
-    ),
-    'methods',
-  ),
-}
+_LATER = ('data', 'export', 'models', 'report', 'train')  # heavier: imported on first use
 
 
-def __getattr__(name: str):
-  """Imports a public name from its module on first use (PEP 562)."""
-  if name not in __all__:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  if name in _HOME:
-    return getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
-  return importlib.import_module(f'{__name__}.{name}')
-
-
-def __dir__() -> list[str]:
-  return sorted(__all__)
+def __getattr__(name: str) -> ModuleType:
+  """Imports a package of the project on its first use (PEP 562)."""
+  if name in _LATER:
+    return importlib.import_module(f'{__name__}.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -9,18 +9,17 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dtp_jax.cost import Polynomial, add
+from dtp_jax.graph import Graph
+from dtp_jax.graph.cost import Polynomial, add
+from dtp_jax.trees import key_name, path_name, paths
 
-if TYPE_CHECKING:
-  from dtp_jax.graph import Graph
-
-__all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'channels', 'nm', 'paths', 'weights']
+__all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'channels', 'nm', 'weights']
 
 Params = Any  # a pytree of arrays
 Masks = dict[str, Array]
@@ -54,12 +53,6 @@ class Prunable(NamedTuple):
   def sizes(self) -> dict[str, int]:
     """{name: number of elements}."""
     return {name: math.prod(shape) for name, shape in self.shapes.items()}
-
-
-def paths(params: Params) -> dict[str, Array]:
-  """The leaves of a pytree keyed by path, as in {'Conv_0/kernel': array}."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {jax.tree_util.keystr(k, simple=True, separator='/'): v for k, v in leaves}
 
 
 def weights(params: Params, *, exclude: Iterable[str] = ()) -> Prunable:
@@ -205,8 +198,7 @@ def _scales_alone(params):
   """The parameters with everything but normalisation scales zero."""
 
   def keep(path, x):
-    path = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
-    return x if _is_scale(tuple(path)) else jnp.zeros_like(x)
+    return x if _is_scale(tuple(map(key_name, path))) else jnp.zeros_like(x)
 
   return jax.tree_util.tree_map_with_path(keep, params)
 
@@ -232,7 +224,7 @@ def _prunable(kernels, arrange, norm, expand):
 
   def apply_masks(params, masks):
     def multiply(path, w):
-      mask = masks.get(jax.tree_util.keystr(path, simple=True, separator='/'))
+      mask = masks.get(path_name(path))
       return w if mask is None else w * expand(mask, w).astype(w.dtype)
 
     return jax.tree_util.tree_map_with_path(multiply, params)

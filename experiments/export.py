@@ -15,7 +15,7 @@ import sys
 from absl import app, flags, logging
 
 from dtp_jax import export
-from dtp_jax.train import slim
+from dtp_jax.export import run as slim
 
 flags.DEFINE_string('out', None, 'Folder for the slim model; default WORKDIR/slim.')
 flags.DEFINE_bool('onnx', False, 'Also write model.onnx.')

@@ -18,6 +18,7 @@ import sys
 
 from absl import app, flags
 
+from dtp_jax.files import write_bytes, write_text
 from dtp_jax.report import page, plots
 from dtp_jax.report.compare import cells_of, select, studies_of
 from dtp_jax.report.published import read_published, that_match
@@ -82,9 +83,7 @@ def write_folder(folder: pathlib.Path, title: str, rows: list[Row], unfinished: 
   files = {figure_name(studies[i][0]): content for i, content in figures.items()}
   files |= {'table.md': table.encode(), 'index.html': html.encode()}
   for name, content in files.items():
-    temporary = folder / f'{name}.tmp'
-    temporary.write_bytes(content)
-    temporary.replace(folder / name)
+    write_bytes(folder / name, content)
 
 
 def figure_name(cell) -> str:
@@ -100,7 +99,7 @@ def main(argv: list[str]) -> None:
       true = differing()
       if FLAGS.write:
         for path, text in true.items():
-          path.write_text(text)
+          write_text(path, text)
       elif true:
         names = ', '.join(map(str, true))
         sys.exit(f'Differs from its CSV: {names}; run python -m experiments.report --write.')

@@ -12,7 +12,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dtp_jax import report
-from dtp_jax.train import loop, slim
+from dtp_jax.export import run as slim
+from dtp_jax.train import loop
 from dtp_jax.train.flags import parse_flags
 
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.export.tensors import flatten
 from dtp_jax.graph import Graph
+from dtp_jax.trees import flatten
 
 __all__ = ['Agreement', 'ExportError', 'Reference', 'agreement', 'default_tolerance', 'on_cpu']
 

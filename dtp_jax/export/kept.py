@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from dtp_jax.export.tensors import flatten
 from dtp_jax.graph import Graph
 from dtp_jax.graph.shrink import leaf_positions
+from dtp_jax.trees import flatten
 
 __all__ = ['Cut', 'Cuts', 'cuts_of', 'expand', 'kept_as_json', 'kept_from_json']
 

@@ -12,10 +12,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.export import tensors
 from dtp_jax.export.kept import Cuts, kept_from_json
+from dtp_jax.files import read_json, read_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
-from dtp_jax.train.folder import read_json
+from dtp_jax.trees import flat, flatten, nested
 
 __all__ = [
   'FORMAT',
@@ -86,8 +86,8 @@ class SavedSlim:
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, 'shape') else a, variables
     )
     slim = shrink(graph, abstract, masks_of(self.kept, self.sizes), min_keep=0)
-    structs, rebuild = tensors.flatten(slim.variables)
-    arrays = tensors.flat(self.variables)
+    structs, rebuild = flatten(slim.variables)
+    arrays = flat(self.variables)
     for name in (*structs, *arrays):
       there, here = (getattr(d.get(name), 'shape', None) for d in (arrays, structs))
       if there != here:
@@ -133,7 +133,7 @@ def read_files(folder: pathlib.Path, manifest: dict[str, Any]) -> SavedSlim:
     ValueError: they do not fit together.
   """
   kept, sizes, cuts = kept_from_json(read_json(folder / KEPT))
-  arrays = tensors.read(folder / VARIABLES)
+  arrays = read_safetensors(folder / VARIABLES)
   for name in (*cuts, *arrays):
     there = arrays[name].shape if name in arrays else None
     expected = cuts[name].slim_shape if name in cuts else None
@@ -142,4 +142,4 @@ def read_files(folder: pathlib.Path, manifest: dict[str, Any]) -> SavedSlim:
         f'{name!r} has the shape {there} in {VARIABLES} of {folder}; expected {expected}, as '
         f'{KEPT} has it. The folder was changed after it was written: export again.'
       )
-  return SavedSlim(folder, tensors.nested(arrays), kept, sizes, cuts, manifest)
+  return SavedSlim(folder, nested(arrays), kept, sizes, cuts, manifest)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 import dtp_jax
 from dtp_jax.export import onnx as onnx_file
-from dtp_jax.export import tensors
 from dtp_jax.export.checks import Reference, default_tolerance
 from dtp_jax.export.kept import kept_as_json
 from dtp_jax.export.load import (
@@ -29,8 +28,9 @@ from dtp_jax.export.load import (
 )
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import PLATFORMS, stablehlo
+from dtp_jax.files import write_json, write_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
-from dtp_jax.train.folder import write_json
+from dtp_jax.trees import flatten
 
 __all__ = ['save_slim']
 
@@ -116,7 +116,7 @@ def _write_data(
   folder: pathlib.Path, graph: Graph, slim: Slim, signature: Signature, kwargs: dict[str, Any]
 ) -> SavedSlim:
   """Writes variables, kept channels and program, and reads them back."""
-  tensors.write(folder / VARIABLES, tensors.flatten(slim.variables)[0])
+  write_safetensors(folder / VARIABLES, flatten(slim.variables)[0])
   write_json(folder / KEPT, kept_as_json(graph, slim.kept))
   (folder / PROGRAM).write_bytes(stablehlo(slim, signature, kwargs))
   return read_files(folder, {})

@@ -6,8 +6,7 @@ import jax
 import jax.export
 import numpy as np
 
-from dtp_jax.graph.groups import key_name
-from dtp_jax.graph.trace import is_array
+from dtp_jax.trees import is_array, key_name
 
 __all__ = ['Signature']
 

@@ -8,8 +8,8 @@ import jax.export
 
 from dtp_jax.export.checks import ExportError
 from dtp_jax.export.signature import Signature
-from dtp_jax.export.tensors import flat, flatten, nested
 from dtp_jax.graph import Slim
+from dtp_jax.trees import flat, flatten, nested
 
 __all__ = ['PLATFORMS', 'stablehlo']
 

@@ -1,6 +1,7 @@
 """What a network is: channel groups of any traced JAX function, and the smaller network."""
 
-from dtp_jax.graph.groups import Graph, Group, Leaf, Operator, Slice
+from dtp_jax.graph.graph import Graph, Operator
+from dtp_jax.graph.groups import Group, Leaf, Slice
 from dtp_jax.graph.shrink import Slim, shrink
 from dtp_jax.graph.trace import trace
 

@@ -8,21 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dtp_jax.cost import Polynomial, add
+from dtp_jax.graph.cost import Polynomial, add
 from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
 from dtp_jax.graph.flow import Axis, Flow, Scope
-from dtp_jax.graph.groups import (
-  ROLES,
-  Bare,
-  Extent,
-  Graph,
-  Group,
-  Leaf,
-  Operator,
-  Slice,
-  group_names,
-  module_of,
-)
+from dtp_jax.graph.graph import Bare, Extent, Graph, Operator
+from dtp_jax.graph.groups import ROLES, Group, Leaf, Slice, group_names, module_of
 from dtp_jax.graph.kept import occurrences
 
 

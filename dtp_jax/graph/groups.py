@@ -1,18 +1,12 @@
-"""What a trace finds: slices, groups, operators, and the graph that holds them."""
+"""Channel groups: the slices of arrays that live or die together, and their names."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from dtp_jax.cost import Polynomial, add
 
 Path = tuple[str, ...]
 Role = Literal['producer', 'carrier', 'consumer']
@@ -88,175 +82,6 @@ class Group:
   def consumers(self) -> tuple[Slice, ...]:
     """In-axes of kernels: what a mask multiplies."""
     return self.role('consumer')
-
-
-class Extent(NamedTuple):
-  """The size of an axis: `fixed` x the batch size if `batched` x the product of `widths`."""
-
-  fixed: int
-  batched: bool
-  widths: tuple[Polynomial, ...]
-
-
-class Bare(NamedTuple):
-  """An operator by itself, to be run at any width: equation, extents of its operands' axes."""
-
-  eqn: Any
-  operands: tuple[tuple[Extent, ...], ...]
-
-
-class Operator(NamedTuple):
-  """A convolution or matrix product.
-
-  Attributes:
-    name: the module of its kernel.
-    primitive: name of the primitive, or of the loop it is in.
-    macs: its MACs for one example.
-    bare: what it takes to run it alone; None in the body of a loop.
-  """
-
-  name: str
-  primitive: str
-  macs: Polynomial
-  bare: Bare | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Graph:
-  """The channel groups of a traced function; see `dtp_jax.graph.trace`.
-
-  Attributes:
-    fn: the traced function.
-    leaves: the arrays of its variables.
-    groups: {name: prunable group}, in the order of the program.
-    frozen: groups that must keep their size, with the reason.
-    operators: what costs MACs.
-    params: number of parameters as a polynomial of kept channels.
-    batch_size: of the traced inputs; 1 where no axis of an operator is the batch.
-  """
-
-  fn: Callable
-  leaves: tuple[Leaf, ...]
-  groups: Mapping[str, Group]
-  frozen: tuple[Group, ...]
-  operators: tuple[Operator, ...]
-  params: Polynomial
-  batch_size: Any = 1
-
-  @cached_property
-  def macs(self) -> Polynomial:
-    """MACs of convolutions and matrix products for one example."""
-    return add(operator.macs for operator in self.operators)
-
-  @property
-  def sizes(self) -> dict[str, int]:
-    """{group: number of channels}."""
-    return {name: group.size for name, group in self.groups.items()}
-
-  def apply_masks(self, params: Any, masks: Mapping[str, jax.Array]) -> Any:
-    """Multiplies the in-axis of every consumer by its group's mask (METHOD 7).
-
-    Args:
-      params: the traced variables, or the entry of them that holds the parameters (for Linen,
-        `variables['params']`); concrete or traced.
-      masks: {group: (n,) array with entries in [0, 1]}; groups left out stay as they are.
-
-    Returns:
-      A tree like `params`. Pure: works under jit, grad and vmap.
-
-    Raises:
-      ValueError: an unknown group, a mask of another shape, or a tree without the consumers.
-    """
-    for name, mask in masks.items():
-      self.check_mask(name, jnp.shape(mask))
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaves = [leaf for _, leaf in flat]
-    place = {tuple(map(key_name, keys)): i for i, (keys, _) in enumerate(flat)}
-    consumers = [(s, masks[name]) for name in masks for s in self.groups[name].consumers]
-    skip = self._prefix({s.path for s, _ in consumers}, place)
-    for s, mask in consumers:
-      leaf = leaves[place[s.path[skip:]]]
-      shape = [1] * jnp.ndim(leaf)
-      shape[s.axis] = len(s.index)
-      leaves[place[s.path[skip:]]] = leaf * along(mask, s.index).astype(leaf.dtype).reshape(shape)
-    return jax.tree.unflatten(treedef, leaves)
-
-  def channel_sums(
-    self,
-    tree: Any,
-    fn: Callable[[jax.Array], jax.Array] = jnp.abs,
-    roles: Iterable[Role] = ('producer',),
-  ) -> dict[str, jax.Array]:
-    """Sums `fn` of all entries of each channel: L1 norms for `jnp.abs` over the producers.
-
-    Args:
-      tree: the traced variables, or their parameters alone (slices elsewhere are left out).
-      fn: elementwise, applied to each array.
-      roles: the slices summed over.
-
-    Returns:
-      {group: (n,) array}.
-    """
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = {tuple(map(key_name, keys)): leaf for keys, leaf in flat}
-    wanted, sums = set(roles), {}
-    skip = 0 if any(leaf.path in arrays for leaf in self.leaves) else 1
-    for name, group in self.groups.items():
-      total = jnp.zeros(group.size)
-      for s in group.slices:
-        if s.role in wanted and s.path[skip:] in arrays:
-          rest = [d for d in range(jnp.ndim(arrays[s.path[skip:]])) if d != s.axis]
-          entries = jnp.sum(fn(arrays[s.path[skip:]]), axis=rest)
-          inside = np.flatnonzero(s.index >= 0)
-          total = total.at[s.index[inside]].add(entries[inside])
-      sums[name] = total
-    return sums
-
-  def check_mask(self, name: str, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless `name` is a group and `shape` that of its mask."""
-    if name not in self.groups:
-      close = difflib.get_close_matches(name, self.groups, 1)
-      hint = f'; did you mean {close[0]!r}?' if close else f'; the groups are {list(self.groups)}'
-      raise ValueError(f'{name!r} is not a prunable group of this graph{hint}')
-    if tuple(shape) != (self.groups[name].size,):
-      raise ValueError(
-        f'the mask of group {name!r} has shape {tuple(shape)}; expected '
-        f'({self.groups[name].size},), one entry per channel'
-      )
-
-  def _prefix(self, wanted: set[Path], place: Mapping[Path, int]) -> int:
-    """How many leading keys of the traced paths the given tree leaves out: 0 or 1."""
-    for skip in (0, 1):
-      if all(path[skip:] in place for path in wanted):
-        return skip
-    missing = sorted('/'.join(path) for path in wanted if path not in place)
-    raise ValueError(
-      f'the tree has no {missing[0]!r}: expected the traced variables or the entry '
-      'of them that holds the parameters'
-    )
-
-  def __str__(self) -> str:
-    from dtp_jax.graph.report import report
-
-    return report(self)
-
-
-def along(mask: jax.Array, index: np.ndarray) -> jax.Array:
-  """The factor at each position of an axis: its channel's mask, 1 where it has no channel."""
-  mask = jnp.asarray(mask)
-  if np.array_equal(index, np.arange(mask.shape[0])):
-    return mask
-  if index.min() >= 0:
-    return mask[index]
-  return jnp.append(mask, jnp.ones((1,), mask.dtype))[index]
-
-
-def key_name(key: Any) -> str:
-  """The plain name of one step of a tree path."""
-  for attribute in ('key', 'name', 'idx'):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  return str(key)
 
 
 def module_of(path: Path) -> str:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+from dtp_jax.graph.cost import Polynomial
 from dtp_jax.graph.groups import ROLES, Group
 
-if TYPE_CHECKING:
-  from dtp_jax.graph.groups import Graph
 
-
-def report(graph: Graph) -> str:
+def report(
+  groups: Mapping[str, Group], frozen: Sequence[Group], macs: Polynomial, params: Polynomial
+) -> str:
   """What `print(graph)` shows.
 
   One block per prunable group (size, the parameters and the MACs of one example that would go with
   it, its slices as path:axis by role), one per frozen group (what froze it), and the totals.
   """
-  lines = [f'{len(graph.groups)} prunable channel groups']
-  width = max([5, *map(len, graph.groups), *(len(g.name) for g in graph.frozen)])
-  if graph.groups:
+  lines = [f'{len(groups)} prunable channel groups']
+  width = max([5, *map(len, groups), *(len(g.name) for g in frozen)])
+  if groups:
     lines.append(f'{"group":{width}}  {"size":>6}  {"params":>12}  {"MACs":>15}')
-  for group in graph.groups.values():
+  for group in groups.values():
     lines.append(f'{group.name:{width}}  {group.size:>6,}  {group.params:>12,}  {group.macs:>15,}')
     lines += _slices(group)
-  lines.append(f'{len(graph.frozen)} frozen')
-  for group in graph.frozen:
+  lines.append(f'{len(frozen)} frozen')
+  for group in frozen:
     lines.append(f'{group.name:{width}}  {group.size:>6,}  {group.reason}')
     lines += _slices(group)
   lines.append(
-    f'prunable: {_share(graph, "macs")} MACs for one example, {_share(graph, "params")} parameters'
+    f'prunable: {_share(groups, macs)} MACs for one example, {_share(groups, params)} parameters'
   )
   return '\n'.join(lines)
 
@@ -41,9 +41,8 @@ def _slices(group: Group) -> list[str]:
   ]
 
 
-def _share(graph: Graph, cost: str) -> str:
+def _share(groups: Mapping[str, Group], cost: Polynomial) -> str:
   """The share of a cost that depends on some group's width."""
-  polynomial = getattr(graph, cost)
-  left = polynomial.at({name: 0 for name in graph.groups if name in polynomial.sizes})
-  share = 100 * (polynomial.total - left) / max(polynomial.total, 1)
-  return f'{share:.1f} % of {polynomial.total:,}'
+  left = cost.at({name: 0 for name in groups if name in cost.sizes})
+  share = 100 * (cost.total - left) / max(cost.total, 1)
+  return f'{share:.1f} % of {cost.total:,}'

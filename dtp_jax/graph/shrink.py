@@ -13,10 +13,12 @@ from jax.core import Tracer
 
 from dtp_jax.graph.assemble import Traced
 from dtp_jax.graph.dims import Atom
-from dtp_jax.graph.groups import Graph, Path, key_name
+from dtp_jax.graph.graph import Graph
+from dtp_jax.graph.groups import Path
 from dtp_jax.graph.kept import decode
 from dtp_jax.graph.replay import replay
-from dtp_jax.graph.trace import Call, abstract, analyze, is_array
+from dtp_jax.graph.trace import Call, abstract, analyze
+from dtp_jax.trees import is_array, key_name
 
 
 @dataclass(frozen=True, eq=False)

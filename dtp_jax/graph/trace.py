@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from dtp_jax.graph import rules, rules_call, rules_reduce, rules_shape  # noqa: F401  (fill RULES)
 from dtp_jax.graph.assemble import Traced, assemble
 from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, unify
 from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Axis, Contraction, Flow, Value, is_one
-from dtp_jax.graph.groups import Graph, Leaf, key_name
+from dtp_jax.graph.graph import Graph
+from dtp_jax.graph.groups import Leaf
+from dtp_jax.trees import is_array, key_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +92,6 @@ def trace(fn: Callable, variables: Any, *inputs: Any, **static: Any) -> Graph:
       'the parameters in the first argument'
     )
   return assemble(fn, leaves, analyze(fn, call, leaves))
-
-
-def is_array(leaf: Any) -> bool:
-  """Whether a leaf is traced: arrays, keys and ShapeDtypeStructs, not Python numbers."""
-  return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 def abstract(array: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:

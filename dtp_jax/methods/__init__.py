@@ -1,6 +1,5 @@
 """Pruning methods: DTP and the baselines, all of one shape."""
 
-from dtp_jax.methods.base import PruningMethod
 from dtp_jax.methods.baselines import (
   dense,
   gradual_magnitude,
@@ -10,6 +9,7 @@ from dtp_jax.methods.baselines import (
   spartan,
   straight_through,
 )
+from dtp_jax.methods.pruner import PruningMethod
 from dtp_jax.methods.transportation import cubic_ramp, transportation
 
 __all__ = [

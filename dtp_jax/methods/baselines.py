@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dtp_jax.budget import Budget
-from dtp_jax.methods.base import PruningMethod, bundle, keep_at, standardised, total_keep
+from dtp_jax.methods.pruner import PruningMethod, bundle, keep_at, standardised, total_keep
 from dtp_jax.methods.transportation import cubic_ramp
 from dtp_jax.prunable import Prunable
 

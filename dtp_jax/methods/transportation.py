@@ -7,7 +7,7 @@ import optax
 
 from dtp_jax import transport
 from dtp_jax.budget import Budget
-from dtp_jax.methods.base import (
+from dtp_jax.methods.pruner import (
   PruningMethod,
   Schedule,
   bundle,

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from dtp_jax.export import tensors
+from dtp_jax.files import read_safetensors
 from dtp_jax.models.mobilenet import MobileNetV2
 from dtp_jax.models.resnet import ResNet
 from dtp_jax.models.vgg import VGG
+from dtp_jax.trees import flat, nested
 
 __all__ = ['from_torch']
 
@@ -69,9 +70,7 @@ def from_torch(
   arrays = {str(name): _array(a) for name, a in state.items() if not str(name).endswith(_COUNTER)}
   _check(layout.values(), arrays)
   # Copies, since torch may go on training in its own memory.
-  return tensors.nested(
-    {path: jnp.array(_to_flax(arrays[e.name]), e.dtype) for path, e in layout.items()}
-  )
+  return nested({path: jnp.array(_to_flax(arrays[e.name]), e.dtype) for path, e in layout.items()})
 
 
 class _Entry(NamedTuple):
@@ -94,7 +93,7 @@ def _layout(model: nn.Module) -> dict[str, _Entry]:
     raise TypeError(f'the model is a {type(model).__name__}; expected one of {known}.')
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)  # no variable depends on their size
   init = functools.partial(model.init, train=False)
-  structs = tensors.flat(jax.eval_shape(init, jax.random.key(0), images))
+  structs = flat(jax.eval_shape(init, jax.random.key(0), images))
   # 'batch_stats/layer1_0/bn1/mean' is the mean of the layer 'layer1_0/bn1'.
   places = {path: path.split('/', 1)[1].rsplit('/', 1) for path in structs}
   names = namers[type(model)]({layer for layer, _ in places.values()})
@@ -196,7 +195,7 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
   """The state dict in a file."""
   if path.suffix == '.safetensors':
     try:
-      return tensors.read(path)
+      return read_safetensors(path)
     except safetensors.SafetensorError as error:
       raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
   if path.suffix not in ('.pth', '.pt'):

@@ -2,15 +2,15 @@
 
 import csv
 import hashlib
+import io
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dtp_jax.files import read_json, write_text
 from dtp_jax.report.style import place
-from dtp_jax.train.folder import read_json
 
 __all__ = ['COLUMNS', 'Row', 'collect', 'model_key', 'read_csv', 'write_csv']
 
@@ -175,12 +175,11 @@ def _without_places(command):
 
 def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
   """Writes rows whole or not at all."""
-  temporary = path.with_name(path.name + '.tmp')
-  with temporary.open('w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-  os.replace(temporary, path)
+  text = io.StringIO()
+  writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  write_text(path, text.getvalue())
 
 
 def read_csv(path: pathlib.Path) -> list[Row]:

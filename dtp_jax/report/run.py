@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dtp_jax.files import read_json, write_text
 from dtp_jax.report.style import INK, SECOND, axes, label
-from dtp_jax.train.folder import read_config, read_json
+from dtp_jax.train.folder import read_config
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.stages import Stages
 
@@ -89,9 +90,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     *_figures(workdir, summaries),
   ]
   path = workdir / 'report.md'
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text('\n'.join(lines) + '\n')
-  temporary.replace(path)
+  write_text(path, '\n'.join(lines) + '\n')
   return path
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import ml_collections
 
-__all__ = ['check_config', 'environment', 'open_run', 'read_config', 'read_json', 'write_json']
+from dtp_jax.files import read_json, write_json
+
+__all__ = ['check_config', 'environment', 'open_run', 'read_config']
 
 _PACKAGES = ('dtp-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -82,18 +84,6 @@ def read_config(workdir: str | pathlib.Path) -> Any:
   if not path.exists():
     raise FileNotFoundError(f'{workdir} is not a run folder: it has no config.json.')
   return ml_collections.ConfigDict(read_json(path))
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """The content of a JSON file."""
-  return json.loads(path.read_text())
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes a JSON file whole or not at all."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
-  temporary.replace(path)
 
 
 def _command():

@@ -13,18 +13,19 @@ import numpy as np
 import tqdm
 
 from dtp_jax.budget import account
-from dtp_jax.cost import counts_of
 from dtp_jax.data import sources
-from dtp_jax.optimizer import transplant
-from dtp_jax.prunable import paths
+from dtp_jax.files import read_json, write_json, write_npz
+from dtp_jax.graph.cost import counts_of
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
+from dtp_jax.train.optimizer import transplant
 from dtp_jax.train.recipe import Config, build, build_budget
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, train_step
+from dtp_jax.trees import paths
 
 __all__ = ['DivergedError', 'compare', 'train_and_evaluate']
 
@@ -215,13 +216,13 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
   """Writes masks.npz, pruned.npz and, last, summary.json of a finished run."""
   path = workdir / 'summary.json'
   if path.exists():  # rerunning a finished run changes nothing: its time is that of the first time
-    return run_folder.read_json(path)
+    return read_json(path)
   hard = jax.device_get(recipe.method.harden(state.variables))
   params = jax.jit(functools.partial(recipe.prunable.apply_masks, state.params))(hard)
   pruned = {f'params/{k}': np.asarray(v) for k, v in paths(params).items()}
   pruned |= {f'batch_stats/{k}': np.asarray(v) for k, v in paths(state.batch_stats).items()}
-  _save_arrays(workdir / 'masks.npz', hard)
-  _save_arrays(workdir / 'pruned.npz', pruned)
+  write_npz(workdir / 'masks.npz', hard)
+  write_npz(workdir / 'pruned.npz', pruned)
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
   by_step = {r['step']: r for r in records}
   final = records[-1]
@@ -245,7 +246,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'costs': _costs(recipe, hard),
     'seconds': round(run.seconds, 1),
   }
-  run_folder.write_json(path, summary)
+  write_json(path, summary)
   return summary
 
 
@@ -270,10 +271,3 @@ def _costs(recipe: Recipe, hard) -> dict[str, list[int]]:
     return {}
   units = {'params': graph.params, 'macs': graph.macs}
   return {unit: [cost.at(counts), cost.total] for unit, cost in units.items()}
-
-
-def _save_arrays(path, arrays):
-  temporary = path.with_suffix('.tmp')
-  with temporary.open('wb') as file:
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-  temporary.replace(path)

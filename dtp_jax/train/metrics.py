@@ -5,6 +5,8 @@ import math
 import pathlib
 from typing import Any
 
+from dtp_jax.files import write_text
+
 __all__ = ['MetricsWriter', 'read_metrics']
 
 
@@ -15,9 +17,7 @@ class MetricsWriter:
     """Opens `folder`/metrics.jsonl and keeps its lines up to step `resume_step`."""
     self._path = pathlib.Path(folder) / 'metrics.jsonl'
     kept = [r for r in read_metrics(folder) if r['step'] <= resume_step]
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(r) + '\n' for r in kept))
-    temporary.replace(self._path)
+    write_text(self._path, ''.join(json.dumps(r) + '\n' for r in kept))
     self._file = self._path.open('a')
     self._board = _summary_writer(folder, resume_step)
 

@@ -11,11 +11,11 @@ import optax
 
 from dtp_jax import methods, models, prunable
 from dtp_jax.budget import Budget
+from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.data import pipeline, sources
 from dtp_jax.graph import trace
-from dtp_jax.latency_table import LatencyTable
-from dtp_jax.optimizer import partitioned
 from dtp_jax.prunable import Prunable
+from dtp_jax.train.optimizer import partitioned
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
+from dtp_jax.budget.latency.table import LatencyTable
+from dtp_jax.budget.latency.timing import interleaved
 from dtp_jax.data import sources
 from dtp_jax.graph import trace
-from dtp_jax.latency import interleaved
-from dtp_jax.latency_table import LatencyTable
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.recipe import build_model
 

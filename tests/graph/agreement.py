@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax.graph import shrink
-from dtp_jax.graph.trace import is_array
+from dtp_jax.trees import is_array
 
 # Compiling is what the tests spend their time on, and the code compiled here runs once.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}

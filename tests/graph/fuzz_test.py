@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtp_jax.cost import counts_of
 from dtp_jax.graph import trace
+from dtp_jax.graph.cost import counts_of
 from tests.graph.agreement import assert_agreement, compiled, masked, random_masks
 from tests.graph.models import images, randomized
 

@@ -9,9 +9,10 @@ import pytest
 
 from dtp_jax import report
 from dtp_jax.data import pipeline, sources
+from dtp_jax.export import run as slim
+from dtp_jax.files import read_json
 from dtp_jax.report import rows
-from dtp_jax.train import loop, slim
-from dtp_jax.train.folder import read_json
+from dtp_jax.train import loop
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.recipe import build
 from tests.train.conftest import tiny_config

@@ -12,10 +12,10 @@ import pytest
 
 from dtp_jax.data import sources
 from dtp_jax.data.feed import Resident
-from dtp_jax.optimizer import partitioned, transplant
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
+from dtp_jax.train.optimizer import partitioned, transplant
 from dtp_jax.train.recipe import build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.step import train_step

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs import first_table
+from dtp_jax.files import read_json
 from dtp_jax.train import loop, sweep
-from dtp_jax.train.folder import read_json
 from dtp_jax.train.metrics import read_metrics
 from tests.train.conftest import tiny_config
 

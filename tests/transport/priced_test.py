@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from dtp_jax import priced, transport
-from dtp_jax.cost import Polynomial
+from dtp_jax import transport
+from dtp_jax.graph.cost import Polynomial
+from dtp_jax.transport import priced
 
 _SIZES = {'a': 3, 'b': 4, 'c': 5}
 _N = sum(_SIZES.values())

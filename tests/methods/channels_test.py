@@ -11,11 +11,11 @@ import pytest
 import dtp_jax as dtp
 from dtp_jax import methods
 from dtp_jax.budget import Budget, account, cost_of, problems
-from dtp_jax.cost import Polynomial
+from dtp_jax.budget.problem import CostProblem
 from dtp_jax.graph import shrink, trace
-from dtp_jax.methods.base import keep_at
+from dtp_jax.graph.cost import Polynomial
+from dtp_jax.methods.pruner import keep_at
 from dtp_jax.models import CifarResNet
-from dtp_jax.problem import CostProblem
 from dtp_jax.prunable import channels, weights
 from tests.graph.agreement import QUICK
 from tests.graph.models import CASES, randomized

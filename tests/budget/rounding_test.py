@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtp_jax.cost import Polynomial
-from dtp_jax.rounding import round_to_budget
+from dtp_jax.budget.rounding import round_to_budget
+from dtp_jax.graph.cost import Polynomial
 
 _NAMES = ('a', 'b', 'c')
 _RANKS = st.one_of(

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dtp_jax.cost import Polynomial
-from dtp_jax.graph.groups import Graph
-from dtp_jax.latency_cost import Curve, LatencyCost, Term
-from dtp_jax.latency_measure import device_name, grid, plan, points_of, time_calls
+from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
+from dtp_jax.budget.latency.measure import device_name, grid, plan, points_of, time_calls
+from dtp_jax.graph import Graph
+from dtp_jax.graph.cost import Polynomial
 
 __all__ = ['LatencyTable', 'Timed']
 

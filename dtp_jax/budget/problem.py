@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dtp_jax import priced, transport
-from dtp_jax.rounding import Cost, round_to_budget
+from dtp_jax import transport
+from dtp_jax.budget.rounding import Cost, round_to_budget
+from dtp_jax.transport import priced
 
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 

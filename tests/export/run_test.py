@@ -7,8 +7,9 @@ import pytest
 from configs import mnist_mini
 from dtp_jax import export, report
 from dtp_jax.data import pipeline, sources
-from dtp_jax.train import loop, slim
-from dtp_jax.train.folder import read_json
+from dtp_jax.export import run as slim
+from dtp_jax.files import read_json
+from dtp_jax.train import loop
 
 
 def _config():

@@ -1,29 +1,38 @@
-"""Variables as data: a flat dict of named arrays, and a safetensors file of it."""
+"""Names of what lies in a pytree: paths of leaves, and trees from named leaves."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
+from jax import Array
 
-from dtp_jax.graph.groups import key_name
-from dtp_jax.graph.trace import is_array
+__all__ = ['flat', 'flatten', 'is_array', 'key_name', 'nested', 'path_name', 'paths']
 
-__all__ = ['flat', 'flatten', 'nested', 'read', 'write']
 
-# Names in the file of the types that every reader of the format knows. Arrays of the others (int4,
-# more float8, complex128) are stored as their bytes along a new last axis, and the header names
-# their type.
-_TYPES = {
-  'BOOL': 'bool', 'I8': 'int8', 'U8': 'uint8', 'I16': 'int16', 'U16': 'uint16', 'I32': 'int32',
-  'U32': 'uint32', 'I64': 'int64', 'U64': 'uint64', 'F16': 'float16', 'BF16': 'bfloat16',
-  'F32': 'float32', 'F64': 'float64', 'C64': 'complex64', 'F8_E4M3': 'float8_e4m3fn',
-  'F8_E5M2': 'float8_e5m2',
-}  # fmt: skip
+def key_name(key: Any) -> str:
+  """The plain name of one step of a tree path."""
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def is_array(leaf: Any) -> bool:
+  """Whether a leaf is traced: arrays, keys and ShapeDtypeStructs, not Python numbers."""
+  return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def path_name(keys: Any) -> str:
+  """The path of a leaf as one name, 'params/conv1/kernel'."""
+  return '/'.join(map(key_name, keys))
+
+
+def paths(params: Any) -> dict[str, Array]:
+  """The leaves of a pytree keyed by path, as in {'Conv_0/kernel': array}."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {path_name(keys): leaf for keys, leaf in leaves}
 
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
@@ -41,7 +50,7 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], An
     ValueError: two leaves would have one name, or one is named like a branch.
   """
   with_keys, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  names = ['/'.join(map(key_name, keys)) for keys, _ in with_keys]
+  names = [path_name(keys) for keys, _ in with_keys]
   arrays: dict[str, Any] = {}
   for name, (_, leaf) in zip(names, with_keys, strict=True):
     if not is_array(leaf):
@@ -93,41 +102,3 @@ def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     name = f'{prefix}{key}'
     found |= flat(value, f'{name}/') if isinstance(value, dict) else {name: value}
   return found
-
-
-def write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  """Writes arrays of any numeric type of jax to a safetensors file."""
-  stored, types = {}, {}
-  for name, array in arrays.items():
-    # The writer reads memory as it lies: rows first, and not ascontiguousarray, which drops ().
-    array = np.asarray(array, order='C')
-    if array.dtype.name not in _TYPES.values():
-      types[name] = array.dtype.name
-      as_bytes = np.frombuffer(array.tobytes(), np.uint8)
-      array = as_bytes.reshape(*array.shape, array.dtype.itemsize)
-    stored[name] = array
-  # Not save_file: it makes files that only their owner can read.
-  path.write_bytes(safetensors.numpy.save(stored, metadata=types))
-
-
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads what `write` wrote, or another's safetensors file.
-
-  Raises:
-    ValueError: an array of a type unknown here.
-  """
-  with safetensors.safe_open(path, 'np') as file:
-    types = file.metadata() or {}
-  arrays = {}
-  for name, entry in safetensors.deserialize(path.read_bytes()):
-    shape = tuple(entry['shape'])
-    if name in types:
-      dtype, shape = jnp.dtype(types[name]), shape[:-1]
-    elif entry['dtype'] in _TYPES:
-      dtype = jnp.dtype(_TYPES[entry['dtype']])
-    else:
-      raise ValueError(
-        f'{name!r} in {path} has the type {entry["dtype"]}; expected one of {list(_TYPES)}.'
-      )
-    arrays[name] = np.frombuffer(entry['data'], dtype).reshape(shape)
-  return arrays

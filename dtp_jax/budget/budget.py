@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from dtp_jax.problem import CostProblem, CountProblem, Problem
+from dtp_jax.budget.problem import CostProblem, CountProblem, Problem
+from dtp_jax.budget.rounding import Cost, round_to_budget
 from dtp_jax.prunable import Prunable
-from dtp_jax.rounding import Cost, round_to_budget
 
 __all__ = ['Account', 'Budget', 'Scope', 'account', 'cost_of', 'problems']
 
@@ -30,7 +30,7 @@ class Budget:
       `multiple_of`): that of the first pattern that matches its name, else 1. It takes of='count'
       and scope='layer'.
     of: the unit. 'count' of elements; for channels also 'params', 'macs' (for one example) or a
-      `dtp_jax.latency_table.LatencyTable` (nanoseconds).
+      `dtp_jax.budget.latency.LatencyTable` (nanoseconds).
     scope: which elements compete. 'global': all of them. 'layer': the same fraction of every score
       array. 'erk': per array, the fraction proportional to the Erdos-Renyi-kernel density (RigL,
       arXiv:1911.11134), full arrays capped. 'row': the same count in every row of every array, as

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.cost import Polynomial
-from dtp_jax.graph.groups import Bare
-from dtp_jax.latency import interleaved
+from dtp_jax.budget.latency.timing import interleaved
+from dtp_jax.graph.cost import Polynomial
+from dtp_jax.graph.graph import Bare
 
 __all__ = ['Plan', 'Shapes', 'device_name', 'grid', 'plan', 'time_calls']
 

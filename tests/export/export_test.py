@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from dtp_jax import export
-from dtp_jax.export import tensors
+from dtp_jax.files import read_safetensors, write_safetensors
 from dtp_jax.graph import shrink, trace
 from dtp_jax.models import CifarResNet
+from dtp_jax.trees import flatten, nested
 from tests.graph.agreement import random_masks
 from tests.graph.models import CASES, images, randomized
 
@@ -266,8 +267,8 @@ def test_broken_folders_are_named(saved, tmp_path):
     export.load_slim(tmp_path)
   for path in saved[0].iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
-  arrays = tensors.read(tmp_path / 'variables.safetensors')
-  tensors.write(
+  arrays = read_safetensors(tmp_path / 'variables.safetensors')
+  write_safetensors(
     tmp_path / 'variables.safetensors', {**arrays, 'params/head/bias': np.zeros(4, np.float32)}
   )
   with pytest.raises(ValueError, match=r"'params/head/bias' has the shape \(4,\).*expected \(3,\)"):
@@ -290,8 +291,8 @@ def test_arrays_of_every_type_come_back(dtype, tmp_path):
     'a': values, 'b/transposed': values.T, 'b/scalar': values[0, 0, 0].reshape(()),
     'b/empty': values[:0], 'b/every_second': values[:, ::2],
   }  # fmt: skip
-  tensors.write(tmp_path / 'x.safetensors', arrays)
-  read = tensors.read(tmp_path / 'x.safetensors')
+  write_safetensors(tmp_path / 'x.safetensors', arrays)
+  read = read_safetensors(tmp_path / 'x.safetensors')
   assert set(read) == set(arrays)
   for name, array in arrays.items():
     assert read[name].dtype == dtype
@@ -301,13 +302,13 @@ def test_arrays_of_every_type_come_back(dtype, tmp_path):
 
 def test_names_that_clash_are_refused():
   with pytest.raises(ValueError, match="two arrays of the variables are named 'a/b'"):
-    tensors.flatten({'a/b': np.ones(1), 'a': {'b': np.ones(1)}})
+    flatten({'a/b': np.ones(1), 'a': {'b': np.ones(1)}})
   with pytest.raises(ValueError, match='of another array'):
-    tensors.nested({'a': np.ones(1), 'a/b': np.ones(1)})
+    nested({'a': np.ones(1), 'a/b': np.ones(1)})
   with pytest.raises(ValueError, match='another array continues'):
-    tensors.nested({'a/b': np.ones(1), 'a': np.ones(1)})
+    nested({'a/b': np.ones(1), 'a': np.ones(1)})
   with pytest.raises(TypeError, match="'key' is a random key"):
-    tensors.flatten({'key': jax.random.key(0)})
+    flatten({'key': jax.random.key(0)})
 
 
 _HAS_ONNX = importlib.util.find_spec('jax2onnx') is not None

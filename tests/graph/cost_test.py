@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtp_jax.cost import Polynomial, add, counts_of
 from dtp_jax.graph import shrink, trace
+from dtp_jax.graph.cost import Polynomial, add, counts_of
 from dtp_jax.models import CifarResNet, ResNet
 from tests.graph.agreement import one_left, random_masks
 from tests.graph.models import CASES

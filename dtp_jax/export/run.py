@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax import export, latency
+from dtp_jax import export
+from dtp_jax.budget.latency import interleaved
 from dtp_jax.data import pipeline, sources
+from dtp_jax.files import read_json, write_json
 from dtp_jax.graph import Graph, shrink
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
@@ -124,14 +126,14 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
   """
   workdir = pathlib.Path(workdir)
   if (workdir / 'slim.json').exists():
-    return run_folder.read_json(workdir / 'slim.json')
+    return read_json(workdir / 'slim.json')
   run = load_run(workdir)
   manifest = save(run, workdir / 'slim', overwrite=True)
   images, apply = run.images(batch_size), build_model(run.config, run.data.num_classes).apply
   slim = shrink(run.graph, run.variables, run.hard)
   dense_fn = jax.jit(lambda v, x: apply(v, x, train=False))
   slim_fn = jax.jit(lambda v, x: slim.apply(v, x, train=False))
-  timings = latency.interleaved(
+  timings = interleaved(
     {
       'dense': lambda: dense_fn(run.variables, images),
       'slim': lambda: slim_fn(slim.variables, images),
@@ -143,5 +145,5 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
     'checks': manifest['checks'],
     'milliseconds': {name: timing._asdict() for name, timing in timings.items()},
   }
-  run_folder.write_json(workdir / 'slim.json', found)
+  write_json(workdir / 'slim.json', found)
   return found

@@ -13,7 +13,7 @@ __all__ = ['Cost', 'round_to_budget']
 
 
 class Cost(Protocol):
-  """A cost that rises with every count: `dtp_jax.cost.Polynomial`, or a latency table's."""
+  """A cost that rises with every count: `dtp_jax.graph.cost.Polynomial`, or a latency table's."""
 
   @property
   def total(self) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dtp_jax.budget import Budget, problems
-from dtp_jax.problem import CostProblem, CountProblem, Problem
+from dtp_jax.budget.problem import CostProblem, CountProblem, Problem
 from dtp_jax.prunable import Masks, Prunable
 
 __all__ = [

@@ -13,11 +13,11 @@ from scipy.interpolate import RegularGridInterpolator
 
 from dtp_jax import methods, prunable
 from dtp_jax.budget import Budget, account, cost_of
-from dtp_jax.cost import Polynomial, add
+from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
+from dtp_jax.budget.latency.measure import grid, plan, points_of, time_calls
+from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.graph import trace
-from dtp_jax.latency_cost import Curve, LatencyCost, Term
-from dtp_jax.latency_measure import grid, plan, points_of, time_calls
-from dtp_jax.latency_table import LatencyTable
+from dtp_jax.graph.cost import Polynomial, add
 
 _SIZES = {'a': 12, 'b': 9, 'c': 5}
 

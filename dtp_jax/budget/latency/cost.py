@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.cost import Monomial, Polynomial, check_shapes
+from dtp_jax.graph.cost import Monomial, Polynomial, check_shapes
 
 __all__ = ['Curve', 'LatencyCost', 'Term']
 
@@ -122,7 +122,7 @@ class Term(NamedTuple):
 
 
 class LatencyCost:
-  """Nanoseconds of all operators of a network; see `dtp_jax.rounding.Cost`.
+  """Nanoseconds of all operators of a network; see `dtp_jax.budget.rounding.Cost`.
 
   Attributes:
     terms: the operators.
