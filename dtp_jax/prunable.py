@@ -17,7 +17,7 @@ from jax import Array
 
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial, add
-from dtp_jax.trees import key_name, path_name, paths
+from dtp_jax.trees import is_array, key_name, path_name, paths
 
 __all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'channels', 'nm', 'weights']
 
@@ -241,7 +241,8 @@ def _kernels(params, exclude):
   kernels = {
     name: leaf
     for name, leaf in paths(params).items()
-    if len(leaf.shape) >= 2
+    if is_array(leaf)
+    and len(leaf.shape) >= 2
     and jnp.issubdtype(leaf.dtype, jnp.floating)
     and name.rpartition('/')[2] != 'bias'
   }

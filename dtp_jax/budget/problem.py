@@ -32,6 +32,11 @@ class Problem(Protocol):
     """The kept fraction of the budget's unit, rho."""
     ...
 
+  @property
+  def size(self) -> int:
+    """How many elements it decides on."""
+    ...
+
   def gather(self, arrays: Mapping[str, Array]) -> Array:
     """The score arrays of the problem as (n,), or (rows, n)."""
     ...
@@ -85,6 +90,11 @@ class CountProblem(NamedTuple):
   def copies(self) -> int:
     """How many equal problems this stands for: 1, or the number of rows."""
     return math.prod(self.shapes[0][:-1]) if self.rows else 1
+
+  @property
+  def size(self) -> int:
+    """Elements of all copies."""
+    return self.n * self.copies
 
   def gather(self, arrays: Mapping[str, Array]) -> Array:
     """The arrays as (n,), or (rows, n)."""
@@ -148,6 +158,11 @@ class CostProblem:
   def keep(self) -> float:
     """The share of the dense cost that is kept."""
     return self.limit / max(1, self.cost.total)
+
+  @property
+  def size(self) -> int:
+    """Channels of all groups."""
+    return sum(self.sizes.values())
 
   def gather(self, arrays: Mapping[str, Array]) -> Array:
     """The channels of all groups, (n,)."""
