@@ -79,7 +79,7 @@ def floored(fraction: float, n: int) -> int:
   return math.floor(Fraction(str(fraction)) * n)
 
 
-def _check_keep(budget):
+def _check_keep(budget: Budget) -> None:
   keep = budget.keep
   if isinstance(keep, Mapping):
     if not keep or not all(isinstance(f, float) and 0 <= f <= 1 for f in keep.values()):

@@ -122,7 +122,9 @@ class CountProblem(NamedTuple):
     """`transport.soft_topk`."""
     return transport.soft_topk(scores, keep=keep, epsilon=epsilon)
 
-  def proximal(self, scores, state, *, keep, **options):
+  def proximal(
+    self, scores: Array, state: Array, *, keep: Any, **options: Any
+  ) -> tuple[Array, Array]:
     """`transport.proximal_step`."""
     return transport.proximal_step(scores, state, keep=keep, **options)
 
@@ -188,7 +190,9 @@ class CostProblem:
     """`priced.soft_topk`."""
     return priced.soft_topk(scores, keep=keep, epsilon=epsilon, cost=self._share)
 
-  def proximal(self, scores, state, *, keep, **options):
+  def proximal(
+    self, scores: Array, state: Array, *, keep: Any, **options: Any
+  ) -> tuple[Array, Array]:
     """`priced.proximal_step`."""
     share, degree = self._share, self.cost.degree
     return priced.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
@@ -202,14 +206,14 @@ class CostProblem:
   def _share(self, mask: Array) -> Array:
     return self.cost.fraction(self.scatter(mask))
 
-  def _hard_at(self, ranking, keep):
+  def _hard_at(self, ranking: Any, keep: Any) -> np.ndarray:
     # A fraction that went through float32 must not move the final budget.
     keep = float(np.asarray(keep))
     final = keep <= self.keep + _RAMP_ROUNDING
     limit = self.limit if final else min(int(keep * self.cost.total), self.cost.total)
     return self._round(np.asarray(ranking), limit)
 
-  def _round(self, ranking, limit):
+  def _round(self, ranking: Any, limit: int) -> np.ndarray:
     masks = round_to_budget(
       self.scatter(ranking),
       self.cost,

@@ -88,7 +88,9 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
   return Resolved(problems, 'count', requested, sum(elements.sizes.values()), _sum)
 
 
-def _counted(budget, shapes: Shapes, sizes: Sizes, density) -> tuple[CountProblem, ...]:
+def _counted(
+  budget: Budget, shapes: Shapes, sizes: Sizes, density: Mapping[str, float]
+) -> tuple[CountProblem, ...]:
   """The problems of elements that are counted."""
   if isinstance(budget.keep, Mapping):
     return _per_array(shapes, _shares(budget.keep, sizes))
@@ -117,7 +119,9 @@ def _channels(budget: Budget, elements: Prunable) -> Resolved:
   return Resolved(problems, budget.unit, limit, cost.total, cost.at)
 
 
-def _of_cost(budget, shapes: Shapes, sizes: Sizes, cost: Cost, limit: int) -> tuple[Problem, ...]:
+def _of_cost(
+  budget: Budget, shapes: Shapes, sizes: Sizes, cost: Cost, limit: int
+) -> tuple[Problem, ...]:
   """The problems of channels whose cost is limited."""
   floors = {'min_keep': budget.min_keep, 'multiple_of': budget.multiple_of}
   if budget.scope == 'global':
@@ -144,7 +148,7 @@ def _sum(counts: Mapping[str, int]) -> int:
   return sum(counts.values())
 
 
-def _per_array(shapes, counts):
+def _per_array(shapes: Shapes, counts: Sizes) -> tuple[CountProblem, ...]:
   """One problem per score array, which keeps `counts` of it."""
   return tuple(
     CountProblem((name,), (shape,), False, math.prod(shape), counts[name])
@@ -152,7 +156,7 @@ def _per_array(shapes, counts):
   )
 
 
-def _shares(ratios, sizes):
+def _shares(ratios: Mapping[str, float], sizes: Sizes) -> dict[str, int]:
   """The count of each name under fractions by pattern: the first that matches counts, else all."""
   counts, left = dict(sizes), list(sizes)
   for pattern, fraction in ratios.items():
@@ -167,7 +171,7 @@ def _shares(ratios, sizes):
   return counts
 
 
-def _width(budget, name, count, size):
+def _width(budget: Budget, name: str, count: int, size: int) -> int:
   """The largest width of a group within `count` channels, which may not be below its floor."""
   multiple = budget.multiple_of
   width = size if count == size else count // multiple * multiple
@@ -179,7 +183,7 @@ def _width(budget, name, count, size):
   return width
 
 
-def _row_problem(name, shape, budget):
+def _row_problem(name: str, shape: tuple[int, ...], budget: Budget) -> CountProblem:
   n = shape[-1]
   k = budget.count(n)
   if isinstance(budget.keep, float) and abs(budget.keep * n - k) > 1e-6:
@@ -190,7 +194,7 @@ def _row_problem(name, shape, budget):
   return CountProblem((name,), (shape,), True, n, k)
 
 
-def _quotas(k, sizes, density):
+def _quotas(k: int, sizes: Sizes, density: Mapping[str, float]) -> dict[str, float]:
   """Real-valued counts proportional to density x size with sum k; full arrays are capped."""
   full: set[str] = set()
   while True:
@@ -203,7 +207,7 @@ def _quotas(k, sizes, density):
     full |= over
 
 
-def _apportion(k, quotas, sizes):
+def _apportion(k: int, quotas: Mapping[str, float], sizes: Sizes) -> dict[str, int]:
   """Integers nearest to the quotas with sum k exactly: largest remainders first."""
   counts = {n: min(math.floor(q + 1e-9), sizes[n]) for n, q in quotas.items()}
   remainders = sorted(counts, key=lambda n: counts[n] - quotas[n])  # stable: ties in order

@@ -9,6 +9,7 @@ import optax
 from jax import Array, lax
 
 from dtp_jax.budget import Budget
+from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.pruner import Moment, Pruner, bundle, standardised
 from dtp_jax.methods.ramp import cubic, ramp_steps
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 Elements = Graph | Prunable
+Named = dict[str, Array]
 
 
 @register
@@ -40,8 +42,7 @@ def dense(elements: Elements, budget: Budget | None = None) -> Pruner:
     A Pruner.
   """
   whole = Budget(1.0) if budget is None else dataclasses.replace(budget, keep=1.0)
-  rule = lambda problem, now: (jnp.ones_like(now.state), now.state)
-  return bundle(elements, whole, start=_from_magnitudes, rule=rule)
+  return bundle(elements, whole, start=_from_magnitudes, rule=_everything)
 
 
 @register
@@ -71,10 +72,10 @@ def random(elements: Elements, budget: Budget, *, seed: int = 0) -> Pruner:
     A Pruner without scores.
   """
 
-  def start(magnitudes):
+  def start(magnitudes: Named) -> tuple[Named, Named]:
     key = jax.random.key(seed)
 
-    def draw(name, x):
+    def draw(name: str, x: Array) -> Array:
       return jax.random.uniform(jax.random.fold_in(key, zlib.crc32(name.encode())), x.shape)
 
     return {}, {name: draw(name, x) for name, x in magnitudes.items()}
@@ -102,7 +103,7 @@ def gradual_magnitude(
     ValueError: an option out of range, or a budget that cannot be met.
   """
 
-  def rule(problem, now):
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     mask = problem.hard(now.magnitudes, now.keep)
     return mask.astype(now.magnitudes.dtype), _state(now.magnitudes)
 
@@ -142,7 +143,7 @@ def spartan(
     raise ValueError(f'beta is {beta}; expected two numbers > 0.')
   sharpness = optax.linear_schedule(*beta, transition_steps=max(1, ramp_steps(steps, ramp)))
 
-  def rule(problem, now):
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     scale = lax.stop_gradient(jnp.std(now.magnitudes, axis=-1, keepdims=True))
     scaled = now.magnitudes / (scale + jnp.finfo(now.magnitudes.dtype).tiny)
     mask = problem.soft(scaled, keep=now.keep, epsilon=2 / sharpness(now.step))
@@ -173,11 +174,11 @@ def straight_through(
     ValueError: an option out of range, or a budget that cannot be met.
   """
 
-  def start(magnitudes):
+  def start(magnitudes: Named) -> tuple[Named, Named]:
     scores = standardised(magnitudes)
     return scores, scores
 
-  def rule(problem, now):
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     fixed = lax.stop_gradient(now.scores)
     hard = problem.hard(fixed, now.keep).astype(fixed.dtype)
     return hard + (now.scores - fixed), _state(now.scores)  # the bracket is exactly 0
@@ -215,7 +216,7 @@ def pdp(
   if temperature <= 0:
     raise ValueError(f'temperature is {temperature}; expected a number > 0.')
 
-  def rule(problem, now):
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     if problem.keep == 1:  # no threshold lies below a layer that stays whole
       return jnp.ones_like(now.magnitudes), _state(now.magnitudes)
     fixed = lax.stop_gradient(now.magnitudes)
@@ -232,7 +233,7 @@ def pdp(
   return bundle(elements, budget, start=_from_magnitudes, rule=rule, ramp=way)
 
 
-def _from_magnitudes(magnitudes):
+def _from_magnitudes(magnitudes: Named) -> tuple[Named, Named]:
   return {}, {name: _state(x) for name, x in magnitudes.items()}
 
 
@@ -241,5 +242,10 @@ def _state(ranking: Array) -> Array:
   return lax.stop_gradient(ranking).astype(jnp.promote_types(ranking.dtype, jnp.float32))
 
 
-def _ranked_once(problem, now: Moment):
+def _ranked_once(problem: Problem, now: Moment) -> tuple[Array, Array]:
   return problem.hard(now.state).astype(now.state.dtype), now.state
+
+
+def _everything(problem: Problem, now: Moment) -> tuple[Array, Array]:
+  del problem
+  return jnp.ones_like(now.state), now.state

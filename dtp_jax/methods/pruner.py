@@ -153,14 +153,15 @@ def bundle(
   resolved = resolve(budget, elements)
   overall = None if ramp is None else ramp(resolved.keep)
 
-  def init(params):
+  def init(params: Params) -> Extra:
     scores, state = start(elements.magnitude(params))
     return {'scores': scores, 'transport': state}
 
-  def masks(params, extra, step):
+  def masks(params: Params, extra: Extra, step: Any) -> tuple[Masks, dict[str, Array]]:
     magnitudes, state = elements.magnitude(params), extra['transport']
     scores = extra['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
-    soft, following = {}, {}
+    soft: Masks = {}
+    following: dict[str, Array] = {}
     for problem in resolved.problems:
       keep = problem.keep
       if overall is not None:
@@ -189,7 +190,7 @@ def keep_at(problem: Problem, overall: Any, target: float) -> Any:
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:
   """Magnitudes with mean 0 and standard deviation 1 per name, so that layers can be compared."""
 
-  def standardise(x):
+  def standardise(x: Array) -> Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (x - jnp.mean(x)) / (jnp.std(x) + jnp.finfo(x.dtype).tiny)
 
@@ -200,7 +201,7 @@ def _try_out(elements: Prunable, problem: Problem, rule: Rule) -> None:
   """Traces a rule on abstract arrays: what checks its options are the ops that take them."""
   arrays = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in elements.shapes.items()}
 
-  def once(arrays, step):
+  def once(arrays: Any, step: Any) -> tuple[Array, Array]:
     flat = problem.gather(arrays)
     return rule(problem, Moment(flat, flat, flat, problem.keep, step))
 

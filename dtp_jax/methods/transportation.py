@@ -3,11 +3,13 @@
 from typing import Literal
 
 import jax.numpy as jnp
+from jax import Array
 
 from dtp_jax import transport
 from dtp_jax.budget import Budget
+from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
-from dtp_jax.methods.pruner import Pruner, Schedule, bundle, standardised
+from dtp_jax.methods.pruner import Moment, Pruner, Schedule, bundle, standardised
 from dtp_jax.methods.ramp import cubic
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
@@ -79,11 +81,11 @@ def transportation(
   if deadline is not None and deadline < 1:
     raise ValueError(f'deadline is {deadline}; expected at least 1 step, or None.')
 
-  def begin(magnitudes):
+  def begin(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     rest = {name: transport.init(x) for name, x in magnitudes.items()}
     return rest, standardised(magnitudes) if start == 'magnitude' else rest
 
-  def rule(problem, now):
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     ceiling = None
     if deadline is not None:
       left = jnp.maximum(0.0, 1 - (now.step + 1) / deadline)
