@@ -51,9 +51,13 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
     FileNotFoundError, DivergedError: see `dtp_jax.train.loop.train_and_evaluate`.
   """
   workdir, runs = pathlib.Path(workdir).absolute(), list(runs)
-  waiting = [run for run in runs if not _finished(run, workdir)]
-  for run in waiting:
-    _train(run, workdir)
+  # The config that was asked for first: it is refused with all of its fields, not with those alone
+  # that a run made from it shares.
+  asked_first = sorted(runs, key=lambda run: run.name != '.')
+  finished = {run.name for run in asked_first if _finished(run, workdir)}
+  for run in runs:
+    if run.name not in finished:
+      _train(run, workdir)
   return {run.name: read_json(workdir / run.name / 'summary.json') for run in runs}
 
 
