@@ -44,12 +44,13 @@ def get_config(arg: str = '') -> Any:
   config.data = ml_collections.ConfigDict()
   config.data.name = 'mnist_mini'
   config.data.data_dir = placeholder(str)  # default: that of tensorflow-datasets
+  config.data.validation = 0  # training images held out and evaluated instead of the test split
   config.data.batch_size = 64
   config.data.eval_batch_size = 500
   config.data.crop_padding = 2  # pixels
   config.data.flip = False
   # imagenet2012 is streamed; its configs have image_size, resize, workers, threads and prefetch:
-  # see Options in dtp_jax/data/stream.py.
+  # see Options in dtp_jax/data/streamed.py.
 
   config.stages = ml_collections.ConfigDict()  # epochs
   config.stages.dense = 10.0

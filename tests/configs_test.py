@@ -15,7 +15,7 @@ import pytest
 import configs
 from configs.arguments import parse
 from dtp_jax.budget import account, problems
-from dtp_jax.data import sources
+from dtp_jax.data import Resident
 from dtp_jax.train import recipe
 from dtp_jax.train.step import train_step
 from tests.graph.agreement import QUICK
@@ -53,7 +53,7 @@ def dataset(name, examples=None):
     'label': np.broadcast_to(np.int32(1), (examples,)),
   }
   channels = (0.5,) * shape[-1]
-  return sources.Dataset(name, split, split, classes, channels, channels, verified=False)
+  return Resident(name, split, split, classes, channels, channels, verified=False)
 
 
 @functools.cache

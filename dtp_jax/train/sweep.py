@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from dtp_jax.data import sources
+from dtp_jax.data import load
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train import loop
 from dtp_jax.train.recipe import Config
@@ -172,7 +172,7 @@ def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
 
 @functools.lru_cache(maxsize=1)
 def _load(data):
-  return sources.from_config(data)
+  return load(data)
 
 
 def _settle(places: Any, workdir: pathlib.Path) -> None:

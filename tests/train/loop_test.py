@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dtp_jax import report
-from dtp_jax.data import pipeline, sources
+from dtp_jax.data import Resident, load
+from dtp_jax.data.images import normalise
 from dtp_jax.export import run as slim
 from dtp_jax.files import read_json
 from dtp_jax.report import rows
@@ -64,15 +65,15 @@ def test_the_hard_mask_is_exact_frozen_and_what_was_stored(finished):
 def test_the_stored_network_has_the_reported_accuracy(finished):
   """An independent evaluation: pruned.npz alone, all test images at once, no masks."""
   workdir, (main, _) = finished
-  config, data = tiny_config(), sources.load('mnist_mini')
+  config, data = tiny_config(), load({'name': 'mnist_mini'})
   recipe, _ = build(config, data)
   params = {}
   for path, value in _arrays(workdir / 'pruned.npz').items():
     _, module, leaf = path.split('/')
     params.setdefault(module, {})[leaf] = jnp.asarray(value)
-  images = pipeline.normalise(jnp.asarray(data.test['image']), data.mean, data.std)
+  images = normalise(jnp.asarray(data.held_out['image']), data.mean, data.std)
   logits = recipe.apply({'params': params}, images, train=False)
-  accuracy = np.mean(np.argmax(logits, -1) == data.test['label'])
+  accuracy = np.mean(np.argmax(logits, -1) == data.held_out['label'])
   np.testing.assert_allclose(accuracy, main['accuracy'], atol=1e-9)
 
 
@@ -103,14 +104,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(finished, tmp_path, monkeypa
   whole, _ = finished
   config = tiny_config()
   config.baselines = ('magnitude',)  # the config is the same; only the main run is trained here
-  draw = pipeline.IndexStream.__next__
+  train_batches = Resident.train_batches
 
-  def interrupt(self):
-    if self.step == stop:
-      raise KeyboardInterrupt
-    return draw(self)
+  def interrupted(self, size, *, seed, step=0):
+    for number, arguments in enumerate(train_batches(self, size, seed=seed, step=step), step):
+      if number == stop:
+        raise KeyboardInterrupt
+      yield arguments
 
-  monkeypatch.setattr(pipeline.IndexStream, '__next__', interrupt)
+  monkeypatch.setattr(Resident, 'train_batches', interrupted)
   with pytest.raises(KeyboardInterrupt):
     loop.train_and_evaluate(config, tmp_path)
   monkeypatch.undo()
