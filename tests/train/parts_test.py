@@ -1,5 +1,6 @@
 """The parts of a run: optimizer, stages, one trace, checkpoints, metrics, command line."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -10,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.data import sources
-from dtp_jax.data.feed import Resident
+from dtp_jax.data import Resident, load
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
@@ -24,7 +24,7 @@ from tests.train.conftest import tiny_config
 
 @pytest.fixture(scope='module')
 def built():
-  data = sources.load('mnist_mini')
+  data = load({'name': 'mnist_mini'})
   recipe, create = build(tiny_config(), data)
   return data, recipe, create
 
@@ -125,16 +125,15 @@ def test_evaluation_counts_every_example_once(built):
   state = create()
 
   def evaluate(split, size):
-    feed = Resident(data.train, split, batch_size=8, eval_batch_size=size, seed=0)
-    return Evaluator(recipe, feed)(state)
+    return Evaluator(recipe, dataclasses.replace(data, held_out=split), size)(state)
 
   values = {}
   for size in (1000, 300, 7):  # 1,000 images: no remainder, a remainder, a tiny last batch
-    split = jax.tree.map(lambda x: x[:100] if size == 7 else x, data.test)  # noqa: B023
+    split = jax.tree.map(lambda x: x[:100] if size == 7 else x, data.held_out)  # noqa: B023
     values[size] = evaluate(split, size)
   assert values[1000]['accuracy'] == values[300]['accuracy']
   np.testing.assert_allclose(values[1000]['loss'], values[300]['loss'], rtol=1e-5)
-  first = jax.tree.map(lambda x: x[:100], data.test)
+  first = jax.tree.map(lambda x: x[:100], data.held_out)
   assert values[7]['accuracy'] == evaluate(first, 100)['accuracy']
 
 
