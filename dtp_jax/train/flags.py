@@ -61,7 +61,7 @@ def _check_fields(argv: list[str]) -> None:
 def _load(path: str) -> ConfigDict:
   """The config of a file, or what went wrong in it."""
   try:
-    config = config_flags.ConfigFileFlagParser('config').parse(path)
+    config: Any = config_flags.ConfigFileFlagParser('config').parse(path)
   except (TypeError, ValueError) as error:
     raise error.__context__ or error from None  # around it is one whose text is the traceback
   config.keys()  # a file that could not be loaded raises here

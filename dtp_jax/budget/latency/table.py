@@ -12,6 +12,7 @@ import numpy as np
 
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
 from dtp_jax.budget.latency.measure import device_name, grid, points_of, resizable, time_calls
+from dtp_jax.files import write_text
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial
 
@@ -150,7 +151,7 @@ class LatencyTable:
       'curves': [{'knots': c.knots, 'measured_ns': c.measured.tolist()} for c in self.curves],
       'untimed': self.untimed,
     }
-    pathlib.Path(path).write_text(json.dumps(data) + '\n')
+    write_text(pathlib.Path(path), json.dumps(data) + '\n')
 
   @classmethod
   def load(cls, path: str | pathlib.Path, *, any_device: bool = False) -> LatencyTable:
