@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
+from PIL import Image
 
 from dtp_jax.data.dataset import Dataset, Resident
 from dtp_jax.data.order import split_off
@@ -123,8 +124,6 @@ def _records(builder: Any, split: str) -> Any:
 
 def _decode(builder: Any, split: str) -> Split:
   """Decodes one split, in the order on disk."""
-  from PIL import Image
-
   records = _records(builder, split)
   image = np.empty((len(records), *builder.info.features['image'].shape), np.uint8)
   label = np.empty(len(records), np.int32)

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from dtp_jax.data import Resident, load
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
+from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.optimizer import partitioned, transplant
 from dtp_jax.train.recipe import build
@@ -192,16 +195,68 @@ def test_unknown_names_in_a_config_are_answered_with_those_there_are(built):
     assert field in str(error.value)
 
 
+CONFIG = '--config=configs/mnist_mini.py'
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Parses a command line with flags of its own; returns what it leaves, or the exit message."""
+  defined = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, 'A config.', flag_values=defined)
+  flags.DEFINE_string('workdir', None, 'A folder.', flag_values=defined)
+  monkeypatch.setattr(flags, 'FLAGS', defined)
+
+  def call(*arguments):
+    argv = ['program', *arguments]
+    monkeypatch.setattr(sys, 'argv', argv)  # ml_collections looks there
+    try:
+      return parse_flags(argv), defined
+    except SystemExit as stop:
+      return str(stop)
+
+  return call
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([CONFIG, '--config.prune.kep=0.1', '--workdir=x'],
+     ["--config.prune.kep is not a field of the config; did you mean 'keep'?"]),
+    (['--workdir=x', '--config', 'configs/mnist_mini.py', '--config.sede', '1'],
+     ["--config.sede is not a field of the config; did you mean 'seed'?"]),
+    ([CONFIG, '--workdir=x', '--config.data.name.first=1'],
+     ['--config.data.name.first is not a field of the config.']),
+    ([CONFIG, '--workdir=x', '--config.seed=abc'], ['config.seed', 'abc']),
+    ([CONFIG, '--workdir=x', '--config.baselines[0]=a'], ['baselines[0]', 'tuple']),
+    ([CONFIG], ['--workdir is missing', '--workdir=runs/mnist_mini']),
+    (['--workdir=x'], ['--config is missing', '--config=configs/mnist_mini.py']),
+    (['--config=configs/nothing.py', '--workdir=x'], ['configs/nothing.py']),
+    (['--config=configs/mnist_mini.py:fast', '--workdir=x'], ["'fast'", 'runlocal']),
+    ([CONFIG, '--workdir=x', '--workdri=y'], ['workdri', 'workdir']),
+    ([CONFIG, '--workdir=x', 'config.seed=1'], ["'config.seed=1' is not a flag"]),
+  ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_answered_with_what_is_meant(parse, arguments, words):
+  message = parse(*arguments)
+  assert all(word in message for word in words), message
+  assert message.endswith('Try --help.')
+  assert 'Traceback' not in message
+
+
+def test_fields_are_set(parse):
+  arguments = ['--config.prune.keep=0.25', '--config.baselines=("random",)', '--noconfig.data.flip']
+  rest, defined = parse(CONFIG, '--workdir=x', *arguments)
+  config = defined['config'].value
+  assert rest == ['program']
+  assert (config.prune.keep, config.baselines, config.data.flip) == (0.25, ('random',), False)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['--config=configs/mnist_mini.py', '--config.prune.kep=0.1', '--workdir=x'],
+    ([CONFIG, '--config.prune.kep=0.1', '--workdir=x'],
      ['config.prune.kep', "did you mean 'keep'"]),
-    (['--config=configs/mnist_mini.py'], ['--workdir is missing']),
-    (['--workdir=x'], ['--config is missing']),
-    (['--config=configs/nothing.py', '--workdir=x'], ['configs/nothing.py']),
-    (['--config=configs/mnist_mini.py:fast', '--workdir=x'], ["'fast'", 'runlocal']),
     (['--help'], ['--config', '--workdir', 'configs/mnist_mini.py']),
   ],
 )  # fmt: skip
