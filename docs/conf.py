@@ -1,0 +1,109 @@
+"""Builds the documentation, offline: `python -m sphinx -W --keep-going docs docs/_build/html`.
+
+Pages and notebooks are run in the build, and their outputs cached by their content and that of the
+code: in the folder of the environment variable DTP_DOCS_CACHE, else in docs/_build.
+"""
+
+import hashlib
+import importlib
+import inspect
+import os
+import pathlib
+import pkgutil
+import sys
+import types
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# For the processes that run the pages: this checkout, on the CPU.
+os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import dtp_jax  # noqa: E402
+
+
+def _digest() -> str:
+  """Changes with the code that pages run and with what is installed."""
+  files = [ROOT / 'docs/requirements.lock', *sorted(ROOT.glob('dtp_jax/**/*.py'))]
+  files += sorted(ROOT.glob('configs/*.py'))
+  return hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+project = 'dtp_jax'
+author = 'The dtp_jax authors'
+copyright = author  # Sphinx's name for it
+release = dtp_jax.__version__
+
+extensions = [
+  'myst_nb',
+  'sphinx.ext.autodoc',
+  'sphinx.ext.mathjax',
+  'sphinx.ext.napoleon',
+  'sphinx_copybutton',
+]
+exclude_patterns = ['_build', '**.ipynb_checkpoints']
+html_theme = 'sphinx_book_theme'
+html_title = f'dtp_jax {release}'
+html_static_path = ['_static']
+html_css_files = ['style.css']
+html_theme_options = {'show_navbar_depth': 2, 'use_download_button': False}
+html_copy_source = False
+
+myst_enable_extensions = ['amsmath', 'colon_fence', 'deflist', 'dollarmath']
+myst_heading_anchors = 3
+math_eqref_format = '({number})'
+
+nb_execution_mode = 'cache'
+nb_execution_cache_path = str(
+  pathlib.Path(os.environ.get('DTP_DOCS_CACHE', ROOT / 'docs/_build/outputs')) / _digest()
+)
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_output_stderr = 'remove-warn'  # whoever reads a page should see no warning in it
+nb_number_source_lines = False
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'signature'
+autodoc_typehints_format = 'short'
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+
+def public(module: types.ModuleType) -> list[str]:
+  """The public names of a package or module: its __all__, for dtp_jax all that it imports."""
+  if module is not dtp_jax:
+    return sorted(getattr(module, '__all__', ()))
+  names = (n for n, value in vars(module).items() if not inspect.ismodule(value))
+  return sorted(n for n in names if not n.startswith('_'))
+
+
+def _documented_twice(app, what, name, obj, skip, options):
+  """What dtp_jax itself exports is described there, and not again in the package it comes from."""
+  del what, options
+  module = app.env.ref_context.get('py:module') or app.env.current_document.autodoc_module
+  again = module != 'dtp_jax' and name in public(dtp_jax) and getattr(dtp_jax, name) is obj
+  return True if again else skip
+
+
+def _check_complete(app, error):
+  """Every public name of dtp_jax and its packages has a place in the reference."""
+  if error is not None or app.builder.name != 'html':
+    return
+  described = set(app.env.get_domain('py').objects)
+  surface = {id(getattr(dtp_jax, name)) for name in public(dtp_jax)}
+  packages = [m.name for m in pkgutil.iter_modules(dtp_jax.__path__, 'dtp_jax.') if m.ispkg]
+  for module in map(importlib.import_module, ('dtp_jax', *packages)):
+    for name in public(module):
+      twice = module is not dtp_jax and id(getattr(module, name)) in surface
+      if not twice and f'{module.__name__}.{name}' not in described:
+        raise RuntimeError(f'docs/api describes no {module.__name__}.{name}')
+
+
+def setup(app):
+  """Connects the checks of the reference."""
+  app.connect('autodoc-skip-member', _documented_twice)
+  app.connect('build-finished', _check_complete)
