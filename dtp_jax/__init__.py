@@ -13,12 +13,13 @@ from dtp_jax.graph import Graph as Graph
 from dtp_jax.graph import Slim as Slim
 from dtp_jax.graph import shrink as shrink
 from dtp_jax.graph import trace as trace
-from dtp_jax.methods import PruningMethod as PruningMethod
+from dtp_jax.methods import Pruner as Pruner
 from dtp_jax.methods import dense as dense
 from dtp_jax.methods import gradual_magnitude as gradual_magnitude
 from dtp_jax.methods import magnitude as magnitude
 from dtp_jax.methods import pdp as pdp
 from dtp_jax.methods import random as random
+from dtp_jax.methods import register as register
 from dtp_jax.methods import spartan as spartan
 from dtp_jax.methods import straight_through as straight_through
 from dtp_jax.methods import transportation as transportation

@@ -17,7 +17,7 @@ from jax import Array
 
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial, add
-from dtp_jax.trees import key_name, path_name, paths
+from dtp_jax.trees import is_array, key_name, path_name, paths
 
 __all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'channels', 'nm', 'weights']
 
@@ -93,12 +93,12 @@ def nm(params: Params, m: int, *, exclude: Iterable[str] = ()) -> Prunable:
   kernels = _kernels(params, exclude)
   _check_divides(kernels, (m, 1))
 
-  def rows(w):
+  def rows(w: Array) -> Array:
     *rest, inputs, outputs = w.shape
     w = w.reshape(*rest, inputs // m, m, outputs)
     return jnp.moveaxis(w, -2, -1).reshape(-1, m)
 
-  def expand(mask, w):
+  def expand(mask: Array, w: Array) -> Array:
     *rest, inputs, outputs = w.shape
     mask = mask.reshape(*rest, inputs // m, outputs, m)
     return jnp.moveaxis(mask, -1, -2).reshape(w.shape)
@@ -126,14 +126,14 @@ def blocks(params: Params, shape: tuple[int, int], *, exclude: Iterable[str] = (
   kernels = _kernels(params, exclude)
   _check_divides(kernels, (height, width))
 
-  def tiles(w):
+  def tiles(w: Array) -> Array:
     *rest, inputs, outputs = w.shape
     return w.reshape(*rest, inputs // height, height, outputs // width, width)
 
-  def norm(w):
+  def norm(w: Array) -> Array:
     return _root(jnp.mean(jnp.square(tiles(w)), axis=(-3, -1)))
 
-  def expand(mask, w):
+  def expand(mask: Array, w: Array) -> Array:
     del w
     return jnp.repeat(jnp.repeat(mask, height, axis=-2), width, axis=-1)
 
@@ -178,7 +178,7 @@ def channels(
         f"group {name!r} has no normalisation scale; choose importance 'l1' or 'l2', or exclude it."
       )
 
-  def magnitude(params):
+  def magnitude(params: Params) -> dict[str, Array]:
     found = scores[importance](params)
     return {name: found[name] / _mean_or_one(found[name]) for name in groups}
 
@@ -194,36 +194,41 @@ def channels(
   )
 
 
-def _scales_alone(params):
+def _scales_alone(params: Params) -> Params:
   """The parameters with everything but normalisation scales zero."""
 
-  def keep(path, x):
+  def keep(path: Any, x: Array) -> Array:
     return x if _is_scale(tuple(map(key_name, path))) else jnp.zeros_like(x)
 
   return jax.tree_util.tree_map_with_path(keep, params)
 
 
-def _is_scale(path):
+def _is_scale(path: tuple[str, ...]) -> bool:
   return path[-1] == 'scale' or path[-2:] == ('scale', 'value')  # the latter in an NNX state
 
 
-def _mean_or_one(x):
+def _mean_or_one(x: Array) -> Array:
   mean = jnp.mean(x)
   return jnp.where(mean > 0, mean, 1.0)
 
 
-def _root(x):
+def _root(x: Array) -> Array:
   # The root has no derivative at 0: an all-zero slice gets the derivative 0.
   return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
-def _prunable(kernels, arrange, norm, expand):
-  def magnitude(params):
+def _prunable(
+  kernels: Mapping[str, Any],
+  arrange: Callable[[Array], Array],
+  norm: Callable[[Array], Array],
+  expand: Callable[[Array, Array], Array],
+) -> Prunable:
+  def magnitude(params: Params) -> dict[str, Array]:
     leaves = paths(params)
     return {name: norm(leaves[name]) for name in kernels}
 
-  def apply_masks(params, masks):
-    def multiply(path, w):
+  def apply_masks(params: Params, masks: Masks) -> Params:
+    def multiply(path: Any, w: Any) -> Any:
       mask = masks.get(path_name(path))
       return w if mask is None else w * expand(mask, w).astype(w.dtype)
 
@@ -237,11 +242,12 @@ def _prunable(kernels, arrange, norm, expand):
   )
 
 
-def _kernels(params, exclude):
+def _kernels(params: Params, exclude: Iterable[str]) -> dict[str, Any]:
   kernels = {
     name: leaf
     for name, leaf in paths(params).items()
-    if len(leaf.shape) >= 2
+    if is_array(leaf)
+    and len(leaf.shape) >= 2
     and jnp.issubdtype(leaf.dtype, jnp.floating)
     and name.rpartition('/')[2] != 'bias'
   }
@@ -254,7 +260,7 @@ def _kernels(params, exclude):
   return kernels
 
 
-def _matching(named, exclude, what):
+def _matching(named: dict[str, Any], exclude: Iterable[str], what: str) -> dict[str, Any]:
   """The entries that no pattern excludes."""
   if isinstance(exclude, str):
     raise ValueError(f'exclude is {exclude!r}; expected a tuple of patterns, as in ({exclude!r},).')
@@ -268,7 +274,7 @@ def _matching(named, exclude, what):
   return named
 
 
-def _check_divides(kernels, tile):
+def _check_divides(kernels: Mapping[str, Any], tile: tuple[int, int]) -> None:
   for name, w in kernels.items():
     if w.shape[-2] % tile[0] or w.shape[-1] % tile[1]:
       raise ValueError(

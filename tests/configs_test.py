@@ -14,7 +14,7 @@ import pytest
 
 import configs
 from configs.arguments import parse
-from dtp_jax.budget import account, problems
+from dtp_jax.budget import resolve
 from dtp_jax.data import sources
 from dtp_jax.train import recipe
 from dtp_jax.train.step import train_step
@@ -64,7 +64,7 @@ def elements(name, granularity, runlocal):
   model = recipe.build_model(config, classes)
   x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-  return recipe.build_prunable(config, model, variables, x)
+  return recipe.build_elements(config, model, variables, x)
 
 
 def cells(name):
@@ -172,7 +172,7 @@ def test_a_config_builds_at_full_size(name):
   epochs = config.stages.soft + config.stages.hard
   steps = epochs * len(data.train['label']) / config.data.batch_size
   assert abs(built.stages.soft + built.stages.hard - steps) <= 1
-  assert {k: v.shape for k, v in state.transport.items()} == built.prunable.shapes
+  assert {k: v.shape for k, v in state.transport.items()} == built.pruner.elements.shapes
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_every_published_budget_can_be_met_at_full_size(name, granularity):
     if cell[0] == granularity:
       arguments = 'granularity={},budget={},keep={}'.format(*cell)
       budget = recipe.build_budget(module(name).get_config(arguments))
-      plan = problems(prunable, budget)
+      problems = resolve(budget, prunable).problems
       if cell[1] == 'params' and granularity == 'weights':
-        assert sum(p.k for p in plan) == round(cell[2] * sum(prunable.sizes.values()))
+        assert sum(p.k for p in problems) == round(cell[2] * sum(prunable.sizes.values()))
 
 
 # Measured by MACs of convolutions and dense layers; all but VGG's agree to the digits published.
@@ -218,7 +218,7 @@ def test_published_ratios_give_the_published_speed_up(name):
   left = {}
   for keep, (published, measured) in SPEEDUPS[name].items():
     config = module(name).get_config(f'granularity=channel,budget=ratios,keep={keep}')
-    counts = {p.names[0]: p.k for p in problems(prunable, recipe.build_budget(config))}
+    counts = {p.names[0]: p.k for p in resolve(recipe.build_budget(config), prunable).problems}
     speedup = macs.total / macs.at(counts)
     assert abs(speedup - measured) < 5e-5
     assert abs(speedup - published) < (0.06 if name == 'cifar100_vgg19' else 0.005)
@@ -247,8 +247,8 @@ def test_vgg_by_the_count_of_its_source():
 def test_ratios_of_weights_prune_every_layer_but_the_first_of_resnet50():
   config = module('imagenet_resnet50').get_config('granularity=weights,budget=ratios')
   prunable = elements('imagenet_resnet50', 'weights', runlocal=False)
-  plan = problems(prunable, recipe.build_budget(config))
-  kept = {p.names[0]: p.k / p.n for p in plan}
+  problems = resolve(recipe.build_budget(config), prunable).problems
+  kept = {p.names[0]: p.k / p.n for p in problems}
   assert kept.pop('conv1/kernel') == 1.0
   assert all(0.172 < keep <= 0.173 for keep in kept.values())
 
@@ -269,13 +269,12 @@ def test_the_hard_mask_meets_the_budget(name, cell):
   seen = []
   for row in ('transportation', *config.rows):
     config = module(name).get_config(f'{arguments},method={row}')
-    budget = recipe.build_budget(config)
-    method = recipe.build_method(config, prunable, recipe.Stages(0, 10, 0))
-    if method.problems in seen:
+    pruner = recipe.build_pruner(config, prunable, recipe.Stages(0, 10, 0))
+    if pruner.resolved.problems in seen:
       continue  # a mask is made of nothing but the ranking and these
-    seen.append(method.problems)
-    hard = jax.jit(method.harden, compiler_options=QUICK)({'transport': ranking})
-    report = account(prunable, budget, hard)
+    seen.append(pruner.resolved.problems)
+    hard = jax.jit(pruner.harden, compiler_options=QUICK)({'transport': ranking})
+    report = pruner.resolved.account(hard)
     if cell[0] == 'weights' or cell[1] == 'ratios':
       assert report.achieved == report.requested < report.total
     else:
@@ -313,7 +312,7 @@ def test_runlocal_trains_a_step_of_every_stage(name):
     assert np.isfinite(metrics['loss'])
   hard = {key: np.asarray(z) > 0 for key, z in state.transport.items()}
   assert all(set(np.unique(z)) <= {-1, 1} for z in state.transport.values())
-  report = account(built.prunable, recipe.build_budget(config), hard)
+  report = built.pruner.resolved.account(hard)
   assert 0.5 * report.requested < report.achieved <= report.requested
 
 

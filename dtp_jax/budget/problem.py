@@ -32,6 +32,11 @@ class Problem(Protocol):
     """The kept fraction of the budget's unit, rho."""
     ...
 
+  @property
+  def size(self) -> int:
+    """How many elements it decides on."""
+    ...
+
   def gather(self, arrays: Mapping[str, Array]) -> Array:
     """The score arrays of the problem as (n,), or (rows, n)."""
     ...
@@ -86,6 +91,11 @@ class CountProblem(NamedTuple):
     """How many equal problems this stands for: 1, or the number of rows."""
     return math.prod(self.shapes[0][:-1]) if self.rows else 1
 
+  @property
+  def size(self) -> int:
+    """Elements of all copies."""
+    return self.n * self.copies
+
   def gather(self, arrays: Mapping[str, Array]) -> Array:
     """The arrays as (n,), or (rows, n)."""
     if self.rows:
@@ -112,7 +122,9 @@ class CountProblem(NamedTuple):
     """`transport.soft_topk`."""
     return transport.soft_topk(scores, keep=keep, epsilon=epsilon)
 
-  def proximal(self, scores, state, *, keep, **options):
+  def proximal(
+    self, scores: Array, state: Array, *, keep: Any, **options: Any
+  ) -> tuple[Array, Array]:
     """`transport.proximal_step`."""
     return transport.proximal_step(scores, state, keep=keep, **options)
 
@@ -149,6 +161,11 @@ class CostProblem:
     """The share of the dense cost that is kept."""
     return self.limit / max(1, self.cost.total)
 
+  @property
+  def size(self) -> int:
+    """Channels of all groups."""
+    return sum(self.sizes.values())
+
   def gather(self, arrays: Mapping[str, Array]) -> Array:
     """The channels of all groups, (n,)."""
     return jnp.concatenate([arrays[name] for name in self.sizes])
@@ -173,7 +190,9 @@ class CostProblem:
     """`priced.soft_topk`."""
     return priced.soft_topk(scores, keep=keep, epsilon=epsilon, cost=self._share)
 
-  def proximal(self, scores, state, *, keep, **options):
+  def proximal(
+    self, scores: Array, state: Array, *, keep: Any, **options: Any
+  ) -> tuple[Array, Array]:
     """`priced.proximal_step`."""
     share, degree = self._share, self.cost.degree
     return priced.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
@@ -187,14 +206,14 @@ class CostProblem:
   def _share(self, mask: Array) -> Array:
     return self.cost.fraction(self.scatter(mask))
 
-  def _hard_at(self, ranking, keep):
+  def _hard_at(self, ranking: Any, keep: Any) -> np.ndarray:
     # A fraction that went through float32 must not move the final budget.
     keep = float(np.asarray(keep))
     final = keep <= self.keep + _RAMP_ROUNDING
     limit = self.limit if final else min(int(keep * self.cost.total), self.cost.total)
     return self._round(np.asarray(ranking), limit)
 
-  def _round(self, ranking, limit):
+  def _round(self, ranking: Any, limit: int) -> np.ndarray:
     masks = round_to_budget(
       self.scatter(ranking),
       self.cost,

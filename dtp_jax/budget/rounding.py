@@ -11,6 +11,8 @@ import numpy as np
 
 __all__ = ['Cost', 'round_to_budget']
 
+Counts = Mapping[str, int]
+
 
 class Cost(Protocol):
   """A cost that rises with every count: `dtp_jax.graph.cost.Polynomial`, or a latency table's."""
@@ -75,10 +77,18 @@ def round_to_budget(
   return {name: _best(ranking[name], counts[name]) for name in groups}
 
 
-def _longest_prefix(owner, groups, sizes, cost, limit, min_keep, multiple_of):
+def _longest_prefix(
+  owner: np.ndarray,
+  groups: list[str],
+  sizes: Counts,
+  cost: Cost,
+  limit: int,
+  min_keep: int,
+  multiple_of: int,
+) -> dict[str, int]:
   """Counts of the longest prefix of the ranking within the limit, floors and multiples kept."""
 
-  def counts_at(k):
+  def counts_at(k: int) -> dict[str, int]:
     raw = np.bincount(owner[:k], minlength=len(groups))
     floors = {name: _above(min_keep, sizes[name], multiple_of) for name in groups}
     return {
@@ -99,7 +109,16 @@ def _longest_prefix(owner, groups, sizes, cost, limit, min_keep, multiple_of):
   return counts_at(low)
 
 
-def _filled(owner, groups, sizes, counts, cost, limit, multiple_of, once):
+def _filled(
+  owner: np.ndarray,
+  groups: list[str],
+  sizes: Counts,
+  counts: Counts,
+  cost: Cost,
+  limit: int,
+  multiple_of: int,
+  once: bool,
+) -> dict[str, int]:
   """Counts after adding whatever still fits, in the order of the ranking."""
   counts, seen = dict(counts), dict.fromkeys(groups, 0)
   still_open = set(groups)
@@ -118,17 +137,17 @@ def _filled(owner, groups, sizes, counts, cost, limit, multiple_of, once):
   return counts
 
 
-def _below(count, size, multiple):
+def _below(count: int, size: int, multiple: int) -> int:
   """The largest allowed count that is at most `count`: a multiple, or the whole group."""
   return size if count >= size else count // multiple * multiple
 
 
-def _above(count, size, multiple):
+def _above(count: int, size: int, multiple: int) -> int:
   """The smallest allowed count that is at least `count`."""
   return min(size, -(-count // multiple) * multiple)
 
 
-def _best(z, count):
+def _best(z: Any, count: int) -> np.ndarray:
   mask = np.zeros(len(z), bool)
   z = np.where(np.isnan(z), -np.inf, np.asarray(z, np.float64))
   mask[np.argsort(-z, kind='stable')[:count]] = True

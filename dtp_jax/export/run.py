@@ -62,7 +62,7 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
     raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
   data = sources.from_config(config.data)
   recipe, create = build(config, data)
-  graph = recipe.prunable.graph
+  graph = recipe.pruner.elements.graph
   if graph is None:
     raise ValueError(
       f'{workdir} pruned {config.prune.granularity}: there are zeros in its pruned.npz and nothing '

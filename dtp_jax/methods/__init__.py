@@ -9,18 +9,30 @@ from dtp_jax.methods.baselines import (
   spartan,
   straight_through,
 )
-from dtp_jax.methods.pruner import PruningMethod
-from dtp_jax.methods.transportation import cubic_ramp, transportation
+from dtp_jax.methods.pruner import Extra, Moment, Pruner, bundle, standardised
+from dtp_jax.methods.ramp import cubic, cubic_ramp
+from dtp_jax.methods.registry import METHODS, build, one_shot, options_of, register
+from dtp_jax.methods.transportation import transportation
 
 __all__ = [
-  'PruningMethod',
+  'METHODS',
+  'Extra',
+  'Moment',
+  'Pruner',
+  'build',
+  'bundle',
+  'cubic',
   'cubic_ramp',
   'dense',
   'gradual_magnitude',
   'magnitude',
+  'one_shot',
+  'options_of',
   'pdp',
   'random',
+  'register',
   'spartan',
+  'standardised',
   'straight_through',
   'transportation',
 ]

@@ -1,14 +1,19 @@
 """The baselines every result is measured against, behind the same interface."""
 
+import dataclasses
 import zlib
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array, lax
 
 from dtp_jax.budget import Budget
-from dtp_jax.methods.pruner import PruningMethod, bundle, keep_at, standardised, total_keep
-from dtp_jax.methods.transportation import cubic_ramp
+from dtp_jax.budget.problem import Problem
+from dtp_jax.graph import Graph
+from dtp_jax.methods.pruner import Moment, Pruner, bundle, standardised
+from dtp_jax.methods.ramp import cubic, ramp_steps
+from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
 __all__ = [
@@ -21,62 +26,100 @@ __all__ = [
   'straight_through',
 ]
 
-
-def dense(prunable: Prunable) -> PruningMethod:
-  """Keeps everything: the row every table starts with."""
-  rule = lambda problem, magnitudes, scores, state, step: (jnp.ones_like(state), state)
-  return bundle(prunable, Budget(1.0), start=_from_magnitudes, rule=rule)
+Elements = Graph | Prunable
+Named = dict[str, Array]
 
 
-def magnitude(prunable: Prunable, budget: Budget) -> PruningMethod:
-  """One-shot magnitude: the k largest when the stage begins, fixed from then on."""
-  return bundle(prunable, budget, start=_from_magnitudes, rule=_ranked_once)
+@register
+def dense(elements: Elements, budget: Budget | None = None) -> Pruner:
+  """Keeps everything, whatever the budget, in whose unit it is accounted: every table's first row.
+
+  Args:
+    elements: what stays whole.
+    budget: gives the unit; None counts elements.
+
+  Returns:
+    A Pruner.
+  """
+  whole = Budget(1.0) if budget is None else dataclasses.replace(budget, keep=1.0)
+  return bundle(elements, whole, start=_from_magnitudes, rule=_everything)
 
 
-def random(prunable: Prunable, budget: Budget, *, seed: int = 0) -> PruningMethod:
-  """A random choice of k elements, fixed when the stage begins."""
+@register
+def magnitude(elements: Elements, budget: Budget) -> Pruner:
+  """One-shot magnitude: the largest when the stage begins, fixed from then on.
 
-  def start(magnitudes):
+  Args:
+    elements: what may be pruned.
+    budget: how much to keep.
+
+  Returns:
+    A Pruner without scores.
+  """
+  return bundle(elements, budget, start=_from_magnitudes, rule=_ranked_once)
+
+
+@register
+def random(elements: Elements, budget: Budget, *, seed: int = 0) -> Pruner:
+  """A random choice, fixed when the stage begins.
+
+  Args:
+    elements: what may be pruned.
+    budget: how much to keep.
+    seed: of the choice.
+
+  Returns:
+    A Pruner without scores.
+  """
+
+  def start(magnitudes: Named) -> tuple[Named, Named]:
     key = jax.random.key(seed)
 
-    def draw(name, x):
+    def draw(name: str, x: Array) -> Array:
       return jax.random.uniform(jax.random.fold_in(key, zlib.crc32(name.encode())), x.shape)
 
     return {}, {name: draw(name, x) for name, x in magnitudes.items()}
 
-  return bundle(prunable, budget, start=start, rule=_ranked_once)
+  return bundle(elements, budget, start=start, rule=_ranked_once)
 
 
-def gradual_magnitude(prunable: Prunable, budget: Budget, *, steps: int) -> PruningMethod:
-  """Gradual magnitude (Zhu & Gupta 2017, arXiv:1710.01878): the count falls along a cubic.
+@register
+def gradual_magnitude(
+  elements: Elements, budget: Budget, *, steps: int, ramp: float = 0.8
+) -> Pruner:
+  """Gradual magnitude (Zhu & Gupta 2017, arXiv:1710.01878): what is kept falls along a cubic.
 
   Args:
-    prunable: the elements.
+    elements: what may be pruned.
     budget: how much to keep.
-    steps: length of the ramp in soft steps.
+    steps: length of the soft stage in steps, >= 1.
+    ramp: share of it until the budget is reached, in [0, 1].
 
   Returns:
-    A PruningMethod; the mask is the hard top-k of the present magnitudes, so weights may return.
+    A Pruner without scores; the mask is the hard top-k of the present magnitudes, so weights may
+    return.
+
+  Raises:
+    ValueError: an option out of range, or a budget that cannot be met.
   """
 
-  def rule(problem, magnitudes, scores, state, step):
-    del scores, state
-    mask = problem.hard(magnitudes, keep_at(problem, ramp(step), target))
-    return mask.astype(magnitudes.dtype), _state(magnitudes)
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    mask = problem.hard(now.magnitudes, now.keep)
+    return mask.astype(now.magnitudes.dtype), _state(now.magnitudes)
 
-  method = bundle(prunable, budget, start=_from_magnitudes, rule=rule)
-  target = total_keep(method.problems)
-  ramp = cubic_ramp(target, steps, initial=1.0)
-  return method
+  way = cubic(steps, ramp, initial=1.0)
+  return bundle(elements, budget, start=_from_magnitudes, rule=rule, ramp=way)
 
 
+@register
 def spartan(
-  prunable: Prunable,
+  elements: Elements,
   budget: Budget,
   *,
   steps: int,
+  ramp: float = 0.8,
   beta: tuple[float, float] = (1.0, 20.0),
-) -> PruningMethod:
+) -> Pruner:
   """Spartan's mask (Tai et al. 2022, arXiv:2205.14107): soft top-k of the weights' own magnitudes.
 
   The mask is the exact entropic plan with log-odds beta |w| / std(|w|) and beta ramped linearly;
@@ -84,106 +127,113 @@ def spartan(
   averaging (hard weights forward, dense ones updated) is not part of this baseline.
 
   Args:
-    prunable: the elements.
+    elements: what may be pruned.
     budget: how much to keep.
-    steps: length of the ramp in soft steps, >= 1.
+    steps: length of the soft stage in steps, >= 1.
+    ramp: share of it until beta is at its end, in [0, 1].
     beta: sharpness at the start and at the end of the ramp, > 0.
 
   Returns:
-    A PruningMethod without scores.
+    A Pruner without scores.
 
   Raises:
-    ValueError: beta not positive.
+    ValueError: an option out of range, or a budget that cannot be met.
   """
   if min(beta) <= 0:
     raise ValueError(f'beta is {beta}; expected two numbers > 0.')
+  sharpness = optax.linear_schedule(*beta, transition_steps=max(1, ramp_steps(steps, ramp)))
 
-  def rule(problem, magnitudes, scores, state, step):
-    del scores, state
-    sharpness = beta[0] + (beta[1] - beta[0]) * jnp.minimum(1.0, step / steps)
-    scale = lax.stop_gradient(jnp.std(magnitudes, axis=-1, keepdims=True))
-    scaled = magnitudes / (scale + jnp.finfo(magnitudes.dtype).tiny)
-    mask = problem.soft(scaled, keep=problem.keep, epsilon=2 / sharpness)
-    return mask, _state(magnitudes)
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    scale = lax.stop_gradient(jnp.std(now.magnitudes, axis=-1, keepdims=True))
+    scaled = now.magnitudes / (scale + jnp.finfo(now.magnitudes.dtype).tiny)
+    mask = problem.soft(scaled, keep=now.keep, epsilon=2 / sharpness(now.step))
+    return mask, _state(now.magnitudes)
 
-  return bundle(prunable, budget, start=_from_magnitudes, rule=rule)
+  return bundle(elements, budget, start=_from_magnitudes, rule=rule)
 
 
-def straight_through(prunable: Prunable, budget: Budget, *, steps: int) -> PruningMethod:
+@register
+def straight_through(
+  elements: Elements, budget: Budget, *, steps: int, ramp: float = 0.8
+) -> Pruner:
   """Straight-through top-k on learned scores (as in movement pruning, arXiv:2005.07683).
 
   The forward mask is hard and the gradient passes to the scores as if it were the scores
-  themselves. Scores start at the standardised magnitudes; the count falls along a cubic.
+  themselves. Scores start at the standardised magnitudes; what is kept falls along a cubic.
 
   Args:
-    prunable: the elements.
+    elements: what may be pruned.
     budget: how much to keep.
-    steps: length of the ramp in soft steps.
+    steps: length of the soft stage in steps, >= 1.
+    ramp: share of it until the budget is reached, in [0, 1].
 
   Returns:
-    A PruningMethod with one trainable score per element.
+    A Pruner with one trainable score per element.
+
+  Raises:
+    ValueError: an option out of range, or a budget that cannot be met.
   """
 
-  def start(magnitudes):
+  def start(magnitudes: Named) -> tuple[Named, Named]:
     scores = standardised(magnitudes)
     return scores, scores
 
-  def rule(problem, magnitudes, scores, state, step):
-    del magnitudes, state
-    hard = problem.hard(lax.stop_gradient(scores), keep_at(problem, ramp(step), target)).astype(
-      scores.dtype
-    )
-    return hard + (scores - lax.stop_gradient(scores)), _state(scores)  # the bracket is exactly 0
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    fixed = lax.stop_gradient(now.scores)
+    hard = problem.hard(fixed, now.keep).astype(fixed.dtype)
+    return hard + (now.scores - fixed), _state(now.scores)  # the bracket is exactly 0
 
-  method = bundle(prunable, budget, start=start, rule=rule)
-  target = total_keep(method.problems)
-  ramp = cubic_ramp(target, steps, initial=1.0)
-  return method
+  return bundle(elements, budget, start=start, rule=rule, ramp=cubic(steps, ramp, initial=1.0))
 
 
+@register
 def pdp(
-  prunable: Prunable, budget: Budget, *, steps: int, temperature: float = 0.01
-) -> PruningMethod:
+  elements: Elements,
+  budget: Budget,
+  *,
+  steps: int,
+  ramp: float = 0.8,
+  temperature: float = 0.01,
+) -> Pruner:
   """Parameter-free differentiable pruning (Cho et al. 2023, arXiv:2305.11203).
 
   m = sigmoid((w^2 - t^2) / tau) with t halfway between the smallest kept and the largest pruned
   magnitude; the kept fraction falls along a cubic.
 
   Args:
-    prunable: the elements.
+    elements: what may be pruned.
     budget: how much to keep.
-    steps: length of the ramp in soft steps.
+    steps: length of the soft stage in steps, >= 1.
+    ramp: share of it until the budget is reached, in [0, 1].
     temperature: tau in units of the mean of w^2, > 0 (ours: the paper's is absolute).
 
   Returns:
-    A PruningMethod without scores.
+    A Pruner without scores.
 
   Raises:
-    ValueError: temperature not positive.
+    ValueError: an option out of range, or a budget that cannot be met.
   """
   if temperature <= 0:
     raise ValueError(f'temperature is {temperature}; expected a number > 0.')
 
-  def rule(problem, magnitudes, scores, state, step):
-    del scores, state
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     if problem.keep == 1:  # no threshold lies below a layer that stays whole
-      return jnp.ones_like(magnitudes), _state(magnitudes)
-    fixed = lax.stop_gradient(magnitudes)
-    kept = problem.hard(fixed, keep_at(problem, ramp(step), target))
+      return jnp.ones_like(now.magnitudes), _state(now.magnitudes)
+    fixed = lax.stop_gradient(now.magnitudes)
+    kept = problem.hard(fixed, now.keep)
     smallest = jnp.min(fixed, axis=-1, keepdims=True, where=kept, initial=jnp.inf)
     largest = jnp.max(fixed, axis=-1, keepdims=True, where=~kept, initial=0.0)
     threshold = jnp.where(jnp.isinf(smallest), largest, 0.5 * (smallest + largest))
     tau = temperature * jnp.mean(fixed**2, axis=-1, keepdims=True)
     tau = tau + jnp.finfo(tau.dtype).tiny
-    return jax.nn.sigmoid((magnitudes**2 - threshold**2) / tau), _state(magnitudes)
+    mask = jax.nn.sigmoid((now.magnitudes**2 - threshold**2) / tau)
+    return mask, _state(now.magnitudes)
 
-  method = bundle(prunable, budget, start=_from_magnitudes, rule=rule)
-  target = total_keep(method.problems)
-  ramp = cubic_ramp(target, steps, initial=1.0)
-  return method
+  way = cubic(steps, ramp, initial=1.0)
+  return bundle(elements, budget, start=_from_magnitudes, rule=rule, ramp=way)
 
 
-def _from_magnitudes(magnitudes):
+def _from_magnitudes(magnitudes: Named) -> tuple[Named, Named]:
   return {}, {name: _state(x) for name, x in magnitudes.items()}
 
 
@@ -192,6 +242,10 @@ def _state(ranking: Array) -> Array:
   return lax.stop_gradient(ranking).astype(jnp.promote_types(ranking.dtype, jnp.float32))
 
 
-def _ranked_once(problem, magnitudes, scores, state, step):
-  del magnitudes, scores, step
-  return problem.hard(state).astype(state.dtype), state
+def _ranked_once(problem: Problem, now: Moment) -> tuple[Array, Array]:
+  return problem.hard(now.state).astype(now.state.dtype), now.state
+
+
+def _everything(problem: Problem, now: Moment) -> tuple[Array, Array]:
+  del problem
+  return jnp.ones_like(now.state), now.state

@@ -3,91 +3,177 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dtp_jax.budget import Budget, problems
-from dtp_jax.budget.problem import CostProblem, CountProblem, Problem
-from dtp_jax.prunable import Masks, Prunable
+from dtp_jax.budget import Budget, Resolved, resolve
+from dtp_jax.budget.problem import Problem
+from dtp_jax.graph import Graph, shrink
+from dtp_jax.prunable import Masks, Params, Prunable, channels
 
 __all__ = [
-  'Collections',
-  'PruningMethod',
+  'Extra',
+  'Moment',
+  'Pruner',
+  'Rule',
   'Schedule',
+  'Start',
   'bundle',
   'keep_at',
   'standardised',
-  'total_keep',
 ]
 
-Collections = dict[str, Any]  # Flax collections: {'params': ..., 'scores': ..., 'transport': ...}
+Extra = dict[str, dict[str, Array]]  # the collections {'scores': ..., 'transport': ...}
 Schedule = Callable[[Any], Any]  # step -> value, as in optax
-Rule = Callable[[Problem, Array, Array, Array, Array], tuple[Array, Array]]
-Start = Callable[[dict[str, Array]], tuple[dict[str, Array], dict[str, Array]]]
 
 
-class PruningMethod(NamedTuple):
-  """A pruning method, in optax's manner: pure functions, no state of its own.
-
-  The log-odds in 'transport' rank the elements for every method, so what is hardened is what was
-  last ranked, also after the weights have moved on.
+class Moment(NamedTuple):
+  """What a rule sees of one transport problem at one step of the soft stage.
 
   Attributes:
-    init: variables (with 'params') -> {'scores': trainable, 'transport': state}, two flat
-      collections keyed by the names of the Prunable. Empty scores: nothing is learned but weights.
-    masks: (variables, step) -> (masks, transport): the soft masks {name: array in [0, 1]} of a step
-      of the soft stage, differentiable in params and scores, and the next transport collection.
-    harden: variables -> boolean masks that keep exactly the counts of the budget.
-    problems: the transport problems behind them, with their counts.
+    magnitudes: importance of the present weights, >= 0, (n,) or (rows, n); differentiable.
+    scores: trained scores, of the same shape; zeros for a method that learns none.
+    state: log-odds of the step before, of the same shape.
+    keep: the fraction of the budget's unit to keep now, rho_t.
+    step: soft step, 0 for the first.
   """
 
-  init: Callable[[Collections], Collections]
-  masks: Callable[[Collections, Any], tuple[Masks, dict[str, Array]]]
-  harden: Callable[[Collections], Masks]
-  problems: tuple[Problem, ...]
+  magnitudes: Array
+  scores: Array
+  state: Array
+  keep: Any
+  step: Any
 
 
-def bundle(prunable: Prunable, budget: Budget, *, start: Start, rule: Rule) -> PruningMethod:
+Start = Callable[[dict[str, Array]], tuple[dict[str, Array], dict[str, Array]]]
+Rule = Callable[[Problem, Moment], tuple[Array, Array]]
+Ramp = Callable[[float], Schedule]  # the kept fraction to end at -> that of each soft step
+
+
+class Pruner(NamedTuple):
+  """A pruning method on the elements of one network: pure functions, no state of its own.
+
+  What it needs from step to step is in `extra`, two flat collections keyed by the names of the
+  elements: 'scores', to be trained beside the weights (empty for a method that learns only
+  weights), and 'transport', the log-odds that rank the elements. What is hardened is what was last
+  ranked, also after the weights have moved on.
+
+  `params` is the tree the elements were named from: what was traced, or the entry of it that holds
+  the parameters (Linen's `variables['params']`); for `dtp_jax.weights` and its like, the tree they
+  were given.
+
+  Attributes:
+    elements: what may be pruned.
+    resolved: the budget on these elements: its problems and its account.
+    init: params -> extra, at the start of the soft stage.
+    masks: (params, extra, step) -> (masks {name: array in [0, 1]}, the next transport), for step 0,
+      1, ... of the soft stage; differentiable in params and in extra['scores'].
+  """
+
+  elements: Prunable
+  resolved: Resolved
+  init: Callable[[Params], Extra]
+  masks: Callable[[Params, Extra, Any], tuple[Masks, dict[str, Array]]]
+
+  def prune(self, params: Params, extra: Extra, step: Any) -> tuple[Params, dict[str, Array]]:
+    """The soft-pruned parameters of a step, for the loss, and the next transport.
+
+    Args:
+      params: see above.
+      extra: the collections 'scores' and 'transport'.
+      step: soft step, 0, 1, ...; an int or a traced integer.
+
+    Returns:
+      A tree like params, differentiable in params and extra['scores'], and the transport collection
+      of the next step, not differentiable.
+    """
+    masks, transport = self.masks(params, extra, step)
+    return self.apply_masks(params, masks), transport
+
+  def harden(self, extra: Extra) -> Masks:
+    """Boolean masks {name: array} that keep exactly the budget, by the ranking in 'transport'."""
+    hard: Masks = {}
+    for problem in self.resolved.problems:
+      hard |= problem.scatter(problem.hard(problem.gather(extra['transport'])))
+    return hard
+
+  def shrink(self, variables: Any, extra: Extra) -> Any:
+    """The network at exactly its budget.
+
+    Args:
+      variables: for channels the variables that were traced, whole; else as params above.
+      extra: the collections, of which 'transport' is read.
+
+    Returns:
+      For channels a smaller dense model, a `dtp_jax.Slim`, with the output of the masked network.
+      For single weights, rows and blocks, which leave nothing to delete, the tree with exact zeros.
+
+    Raises:
+      ValueError: variables that are not those traced.
+    """
+    hard = self.harden(extra)
+    if self.elements.graph is None:
+      return self.apply_masks(variables, hard)
+    return shrink(self.elements.graph, variables, hard)
+
+  def apply_masks(self, params: Params, masks: Masks) -> Params:
+    """Params times masks {name: array of the score shape}; differentiable in both."""
+    return self.elements.apply_masks(params, masks)
+
+
+def bundle(
+  elements: Graph | Prunable,
+  budget: Budget,
+  *,
+  start: Start,
+  rule: Rule,
+  ramp: Ramp | None = None,
+) -> Pruner:
   """A method from its start and its rule for one transport problem.
 
+  The rule is traced once on abstract arrays, so that an option out of range is refused here and not
+  in the first step of a run.
+
   Args:
-    prunable: the elements.
+    elements: what may be pruned; a graph stands for all of its channels.
     budget: how much to keep.
     start: magnitudes {name: array} -> (scores, transport), both {name: array}; scores may be empty.
-    rule: (problem, magnitudes, scores, state, step) -> (mask, next state), on arrays (n,) or
-      (rows, n); scores are zeros where start gives none.
+    rule: (problem, moment) -> (mask, next state), arrays of the shape of the moment's.
+    ramp: kept fraction to end at -> schedule of the overall kept fraction by soft step; None keeps
+      it at the budget from the start. Every problem is on its way by the same share.
 
   Returns:
-    A PruningMethod.
+    A Pruner.
 
   Raises:
-    ValueError: a budget that cannot be met.
+    ValueError: a budget that cannot be met, or whatever the rule refuses.
   """
-  plan = problems(prunable, budget)
+  elements = channels(elements) if isinstance(elements, Graph) else elements
+  resolved = resolve(budget, elements)
+  overall = None if ramp is None else ramp(resolved.keep)
 
-  def init(variables):
-    scores, state = start(prunable.magnitude(variables['params']))
+  def init(params: Params) -> Extra:
+    scores, state = start(elements.magnitude(params))
     return {'scores': scores, 'transport': state}
 
-  def masks(variables, step):
-    magnitudes = prunable.magnitude(variables['params'])
-    state = variables['transport']
-    scores = variables['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
-    soft, following = {}, {}
-    for problem in plan:
-      m, s, z = (problem.gather(arrays) for arrays in (magnitudes, scores, state))
-      mask, z = rule(problem, m, s, z, step)
+  def masks(params: Params, extra: Extra, step: Any) -> tuple[Masks, dict[str, Array]]:
+    magnitudes, state = elements.magnitude(params), extra['transport']
+    scores = extra['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
+    soft: Masks = {}
+    following: dict[str, Array] = {}
+    for problem in resolved.problems:
+      keep = problem.keep
+      if overall is not None:
+        keep = keep_at(problem, overall(step), resolved.keep)
+      m, s, z = (problem.gather(part) for part in (magnitudes, scores, state))
+      mask, z = rule(problem, Moment(m, s, z, keep, step))
       soft |= problem.scatter(mask)
       following |= problem.scatter(z)
     return soft, following
 
-  def harden(variables):
-    hard = {}
-    for problem in plan:
-      hard |= problem.scatter(problem.hard(problem.gather(variables['transport'])))
-    return hard
-
-  return PruningMethod(init, masks, harden, plan)
+  _try_out(elements, resolved.problems[0], rule)
+  return Pruner(elements, resolved, init, masks)
 
 
 def keep_at(problem: Problem, overall: Any, target: float) -> Any:
@@ -101,20 +187,22 @@ def keep_at(problem: Problem, overall: Any, target: float) -> Any:
   return 1 - (1 - problem.keep) * (1 - overall) / (1 - target)
 
 
-def total_keep(plan: tuple[Problem, ...]) -> float:
-  """The kept fraction of all problems together, in the unit of the budget."""
-  if any(isinstance(p, CostProblem) for p in plan):
-    (problem,) = plan  # all groups compete in one
-    return problem.keep
-  counted = [p for p in plan if isinstance(p, CountProblem)]
-  return sum(p.k * p.copies for p in counted) / sum(p.n * p.copies for p in counted)
-
-
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:
   """Magnitudes with mean 0 and standard deviation 1 per name, so that layers can be compared."""
 
-  def standardise(x):
+  def standardise(x: Array) -> Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (x - jnp.mean(x)) / (jnp.std(x) + jnp.finfo(x.dtype).tiny)
 
   return {name: standardise(x) for name, x in magnitudes.items()}
+
+
+def _try_out(elements: Prunable, problem: Problem, rule: Rule) -> None:
+  """Traces a rule on abstract arrays: what checks its options are the ops that take them."""
+  arrays = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in elements.shapes.items()}
+
+  def once(arrays: Any, step: Any) -> tuple[Array, Array]:
+    flat = problem.gather(arrays)
+    return rule(problem, Moment(flat, flat, flat, problem.keep, step))
+
+  jax.eval_shape(once, arrays, jax.ShapeDtypeStruct((), jnp.int32))

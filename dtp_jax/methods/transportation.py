@@ -3,27 +3,25 @@
 from typing import Literal
 
 import jax.numpy as jnp
-import optax
+from jax import Array
 
 from dtp_jax import transport
 from dtp_jax.budget import Budget
-from dtp_jax.methods.pruner import (
-  PruningMethod,
-  Schedule,
-  bundle,
-  keep_at,
-  standardised,
-  total_keep,
-)
+from dtp_jax.budget.problem import Problem
+from dtp_jax.graph import Graph
+from dtp_jax.methods.pruner import Moment, Pruner, Schedule, bundle, standardised
+from dtp_jax.methods.ramp import cubic
+from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
-__all__ = ['cubic_ramp', 'transportation']
+__all__ = ['transportation']
 
 Preset = Literal['default', 'paper']
 
 
+@register
 def transportation(
-  prunable: Prunable,
+  elements: Graph | Prunable,
   budget: Budget,
   *,
   steps: int,
@@ -34,7 +32,7 @@ def transportation(
   start: Literal['preset', 'rest', 'magnitude'] = 'preset',
   keep: Literal['preset'] | Schedule | None = 'preset',
   deadline: Literal['preset'] | int | None = 'preset',
-) -> PruningMethod:
+) -> Pruner:
   """DTP: trainable scores become soft masks by transport and anneal to hard ones.
 
   Every step of the soft stage takes one proximal step of the plan (`transport.proximal_step`).
@@ -49,7 +47,7 @@ def transportation(
   epsilon schedule.
 
   Args:
-    prunable: the elements.
+    elements: what may be pruned; a graph stands for all of its channels.
     budget: how much to keep.
     steps: length of the soft stage in steps, >= 1.
     preset: see above.
@@ -64,7 +62,7 @@ def transportation(
       and the budget is then met exactly at every step. None is the pure rule.
 
   Returns:
-    A PruningMethod with one trainable score and one float of state per element.
+    A Pruner with one trainable score and one float of state per element.
 
   Raises:
     ValueError: an option out of its range.
@@ -83,44 +81,27 @@ def transportation(
   if deadline is not None and deadline < 1:
     raise ValueError(f'deadline is {deadline}; expected at least 1 step, or None.')
 
-  def begin(magnitudes):
+  def begin(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     rest = {name: transport.init(x) for name, x in magnitudes.items()}
     return rest, standardised(magnitudes) if start == 'magnitude' else rest
 
-  def rule(problem, magnitudes, scores, log_odds, step):
-    del magnitudes
-    rho = keep_at(problem, ramp(step), target) if ramp is not None else problem.keep
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     ceiling = None
     if deadline is not None:
-      left = jnp.maximum(0.0, 1 - (step + 1) / deadline)
-      ceiling = problem.rest_softness(rho) * left
+      left = jnp.maximum(0.0, 1 - (now.step + 1) / deadline)
+      ceiling = problem.rest_softness(now.keep) * left
     return problem.proximal(
-      scores,
-      log_odds,
-      keep=rho,
-      epsilon=epsilon(step) if callable(epsilon) else epsilon,
+      now.scores,
+      now.state,
+      keep=now.keep,
+      epsilon=epsilon(now.step) if callable(epsilon) else epsilon,
       memory=memory,
       projection=projection,
       ceiling=ceiling,
     )
 
-  method = bundle(prunable, budget, start=begin, rule=rule)
-  target = total_keep(method.problems)
-  ramp = (cubic_ramp(target, round(0.4 * steps)) if default else None) if keep == 'preset' else keep
-  return method
-
-
-def cubic_ramp(target: float, steps: int, *, initial: float = 0.9) -> Schedule:
-  """The kept fraction from `initial` down to `target` along a cubic (Zhu & Gupta 2017).
-
-  Args:
-    target: final fraction, in [0, 1].
-    steps: length of the ramp; 0 is the target from the start.
-    initial: first fraction; the target where that is larger.
-
-  Returns:
-    A schedule.
-  """
-  if steps <= 0:
-    return optax.constant_schedule(target)
-  return optax.polynomial_schedule(max(initial, target), target, power=3, transition_steps=steps)
+  if keep == 'preset':
+    ramp = cubic(steps, 0.4, initial=0.9) if default else None
+  else:
+    ramp = None if keep is None else lambda target: keep
+  return bundle(elements, budget, start=begin, rule=rule, ramp=ramp)

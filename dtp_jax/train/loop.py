@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import tqdm
 
-from dtp_jax.budget import account
 from dtp_jax.data import sources
 from dtp_jax.files import read_json, write_json, write_npz
 from dtp_jax.graph.cost import counts_of
@@ -21,7 +20,7 @@ from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.optimizer import transplant
-from dtp_jax.train.recipe import Config, build, build_budget
+from dtp_jax.train.recipe import Config, build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, train_step
@@ -217,8 +216,8 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
   path = workdir / 'summary.json'
   if path.exists():  # rerunning a finished run changes nothing: its time is that of the first time
     return read_json(path)
-  hard = jax.device_get(recipe.method.harden(state.variables))
-  params = jax.jit(functools.partial(recipe.prunable.apply_masks, state.params))(hard)
+  hard = jax.device_get(recipe.pruner.harden(state.extra))
+  params = jax.jit(functools.partial(recipe.pruner.apply_masks, state.params))(hard)
   pruned = {f'params/{k}': np.asarray(v) for k, v in paths(params).items()}
   pruned |= {f'batch_stats/{k}': np.asarray(v) for k, v in paths(state.batch_stats).items()}
   write_npz(workdir / 'masks.npz', hard)
@@ -226,10 +225,6 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
   by_step = {r['step']: r for r in records}
   final = records[-1]
-  budget = build_budget(config)
-  if config.method == 'dense':
-    budget = dataclasses.replace(budget, keep=1.0)
-  accounted = account(recipe.prunable, budget, hard)
   summary = {
     'row': config.row or config.method,
     'method': config.method,
@@ -238,7 +233,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'dense_accuracy': by_step.get(recipe.stages.soft_start, {}).get('accuracy'),
     'accuracy': final.get('accuracy_hard', final['accuracy']),
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
-    **accounted._asdict(),
+    **recipe.pruner.resolved.account(hard)._asdict(),
     'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
     'parameters_left': _parameters_left(recipe, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
@@ -252,21 +247,21 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
 
 def _parameters_left(recipe: Recipe, hard, pruned) -> int:
   """Parameters of the slim network; for single weights those that are not zero."""
-  if recipe.prunable.graph is not None:
-    return recipe.prunable.graph.params.at(counts_of(hard))
+  if recipe.pruner.elements.graph is not None:
+    return recipe.pruner.elements.graph.params.at(counts_of(hard))
   return sum(int(np.count_nonzero(w)) for k, w in pruned.items() if k.startswith('params/'))
 
 
 def _widths(recipe: Recipe, hard) -> dict[str, Any] | None:
   """For channels: {group: [dense, kept]}, in the order of the network; None otherwise."""
-  if recipe.prunable.graph is None:
+  if recipe.pruner.elements.graph is None:
     return None
   return {name: [mask.size, int(np.count_nonzero(mask))] for name, mask in hard.items()}
 
 
 def _costs(recipe: Recipe, hard) -> dict[str, list[int]]:
   """For channels: {'params' and 'macs': [kept, dense]} of the whole network; {} otherwise."""
-  graph, counts = recipe.prunable.graph, counts_of(hard)
+  graph, counts = recipe.pruner.elements.graph, counts_of(hard)
   if graph is None:
     return {}
   units = {'params': graph.params, 'macs': graph.macs}

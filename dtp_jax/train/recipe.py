@@ -1,6 +1,7 @@
 """From a config to the parts of a run: model, method, optimizer, stages."""
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,24 +34,6 @@ MODELS: dict[str, type[nn.Module]] = {
   'vit': models.ViT,
 }
 
-ONE_SHOT = ('dense', 'random', 'magnitude')
-
-# How each method is built from (elements, budget, soft steps, options of the config).
-METHODS = {
-  'dense': lambda p, b, steps, **kw: methods.dense(p, **kw),
-  'random': lambda p, b, steps, **kw: methods.random(p, b, **kw),
-  'magnitude': lambda p, b, steps, **kw: methods.magnitude(p, b, **kw),
-  'gradual_magnitude': lambda p, b, steps, **kw: methods.gradual_magnitude(
-    p, b, steps=_part(steps, kw), **kw
-  ),
-  'spartan': lambda p, b, steps, **kw: methods.spartan(p, b, steps=_part(steps, kw), **kw),
-  'straight_through': lambda p, b, steps, **kw: methods.straight_through(
-    p, b, steps=_part(steps, kw), **kw
-  ),
-  'pdp': lambda p, b, steps, **kw: methods.pdp(p, b, steps=_part(steps, kw), **kw),
-  'transportation': lambda p, b, steps, **kw: methods.transportation(p, b, steps=steps, **kw),
-}
-
 
 def build(
   config: Config, data: sources.Dataset | sources.Streamed
@@ -67,21 +50,24 @@ def build(
 
   Raises:
     ValueError: an unknown name or an option out of range.
+    ImportError: a module of `config.imports` that is not there.
   """
+  for module in config.get('imports', ()):
+    importlib.import_module(module)  # registers methods
   model = build_model(config, data.num_classes)
   keys = jax.random.split(jax.random.key(config.seed))
   images = jnp.zeros((1, *data.image_shape), jnp.float32)
   initialise = functools.partial(model.init, train=False)
   stages = build_stages(config, data.examples)
   variables = jax.eval_shape(initialise, keys[0], images)
-  elements = build_prunable(config, model, variables, images)
-  method = build_method(config, elements, stages)
+  elements = build_elements(config, model, variables, images)
+  pruner = build_pruner(config, elements, stages)
   tx = build_optimizer(config, stages)
 
   @jax.jit
   def start(keys, variables):
     variables = initialise(keys[0], images) if variables is None else variables
-    return create_train_state(variables, method, tx, keys[1])
+    return create_train_state(variables, pruner, tx, keys[1])
 
   def create(variables=None):
     # Keys and weights are arguments, not constants of the program: one for all seeds.
@@ -92,8 +78,7 @@ def build(
   recipe = Recipe(
     apply=model.apply,
     preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
-    prunable=elements,
-    method=method,
+    pruner=pruner,
     tx=tx,
     stages=stages,
     label_smoothing=config.optimizer.label_smoothing,
@@ -136,10 +121,12 @@ def build_stages(config: Config, examples: int) -> Stages:
   """
   per_epoch = examples / config.data.batch_size
   dense, soft, hard = (round(config.stages[name] * per_epoch) for name in Stages._fields)
-  return Stages(dense, 0, soft + hard) if config.method in ONE_SHOT else Stages(dense, soft, hard)
+  return (
+    Stages(dense, 0, soft + hard) if methods.one_shot(config.method) else Stages(dense, soft, hard)
+  )
 
 
-def build_prunable(config: Config, model: nn.Module, variables: Any, images: Any) -> Prunable:
+def build_elements(config: Config, model: nn.Module, variables: Any, images: Any) -> Prunable:
   """The elements that `config.prune.granularity` names, from concrete or abstract variables."""
   prune, params = config.prune, variables['params']
 
@@ -156,11 +143,11 @@ def build_prunable(config: Config, model: nn.Module, variables: Any, images: Any
   return _choose(builders, 'prune.granularity', prune.granularity)()
 
 
-def build_method(config: Config, elements: Prunable, stages: Stages):
+def build_pruner(config: Config, elements: Prunable, stages: Stages) -> methods.Pruner:
   """The method that `config.method` names, with `config.methods[name]` as its options."""
-  build_one = _choose(METHODS, 'method', config.method)
   options = dict(config.methods.get(config.method, {}))
-  return build_one(elements, build_budget(config), max(1, stages.soft), **options)
+  steps, budget = max(1, stages.soft), build_budget(config)
+  return methods.build(config.method, elements, budget, steps=steps, **options)
 
 
 def build_budget(config: Config) -> Budget:
@@ -217,11 +204,6 @@ def _steps(rate, steps, *, warmup, at):
 def _kernels_only(params):
   # By name: the biases of attention heads and position embeddings have two axes as well.
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
-
-
-def _part(steps, options):
-  """Length of a ramp: the fraction `ramp` (default 0.8) of the soft stage."""
-  return max(1, round(options.pop('ramp', 0.8) * steps))
 
 
 def _choose(table, field, name):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dtp_jax.methods import PruningMethod
+from dtp_jax.methods import Extra, Pruner
 
 __all__ = ['TrainState', 'create_train_state']
 
@@ -35,24 +35,19 @@ class TrainState:
   opt_state: Any
 
   @property
-  def variables(self) -> dict[str, Any]:
-    """The Flax collections."""
-    return {
-      'params': self.params,
-      'scores': self.scores,
-      'batch_stats': self.batch_stats,
-      'transport': self.transport,
-    }
+  def extra(self) -> Extra:
+    """What the pruner needs beside the parameters."""
+    return {'scores': self.scores, 'transport': self.transport}
 
 
 def create_train_state(
-  variables: Any, method: PruningMethod, tx: optax.GradientTransformation, rng: Array
+  variables: Any, pruner: Pruner, tx: optax.GradientTransformation, rng: Array
 ) -> TrainState:
   """A state at step 0.
 
   Args:
     variables: 'params' and, for networks that have them, 'batch_stats'.
-    method: gives the scores and transport collections; both are started anew when the soft stage
+    pruner: gives the scores and transport collections; both are started anew when the soft stage
       begins, from the weights of that moment.
     tx: optimizer over {'params', 'scores'}.
     rng: base key.
@@ -60,7 +55,7 @@ def create_train_state(
   Returns:
     A TrainState.
   """
-  extra = method.init(variables)
+  extra = pruner.init(variables['params'])
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     rngs={'train': rng},

@@ -10,8 +10,8 @@ import optax
 from jax import Array, lax
 
 from dtp_jax import transport as ops
-from dtp_jax.methods import PruningMethod
-from dtp_jax.prunable import Masks, Prunable
+from dtp_jax.methods import Extra, Pruner
+from dtp_jax.prunable import Masks
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 
@@ -26,8 +26,7 @@ class Recipe(NamedTuple):
   Attributes:
     apply: Linen's module.apply, with a `train` argument.
     preprocess: (key, uint8 images, train) -> float images.
-    prunable: the elements that may be pruned.
-    method: the pruning method.
+    pruner: the pruning method, on the elements of this network.
     tx: optimizer over {'params', 'scores'}.
     stages: stage lengths.
     label_smoothing: in [0, 1).
@@ -35,8 +34,7 @@ class Recipe(NamedTuple):
 
   apply: Callable[..., Any]
   preprocess: Callable[[Array, Array, bool], Array]
-  prunable: Prunable
-  method: PruningMethod
+  pruner: Pruner
   tx: optax.GradientTransformationExtraArgs
   stages: Stages
   label_smoothing: float = 0.0
@@ -61,8 +59,9 @@ def train_step(
   images = recipe.preprocess(key_augment, batch['image'], True)
 
   def loss_fn(trainable):
-    masks, transport = _stage_masks(recipe, {**state.variables, **trainable}, state.step)
-    params = recipe.prunable.apply_masks(trainable['params'], masks)
+    params, extra = trainable['params'], {**state.extra, 'scores': trainable['scores']}
+    masks, transport = _stage_masks(recipe, params, extra, state.step)
+    params = recipe.pruner.apply_masks(params, masks)
     logits, updated = recipe.apply(
       _collections(params, state.batch_stats),
       images,
@@ -104,15 +103,15 @@ def masked_params(recipe: Recipe, state: TrainState) -> dict[str, Any]:
     'kept_per_array' {name: mean of the mask}.
   """
   last = state.step - 1  # at the bound of two stages the network is still that of the first
-  masks, _ = _stage_masks(recipe, state.variables, last)
+  masks, _ = _stage_masks(recipe, state.params, state.extra, last)
   hard = lax.cond(
     last < recipe.stages.soft_start,
     lambda: jax.tree.map(jnp.ones_like, masks),
-    lambda: _as_floats(recipe.method.harden(state.variables), masks),
+    lambda: _as_floats(recipe.pruner.harden(state.extra), masks),
   )
   return {
-    'params': recipe.prunable.apply_masks(state.params, masks),
-    'params_hard': recipe.prunable.apply_masks(state.params, hard),
+    'params': recipe.pruner.apply_masks(state.params, masks),
+    'params_hard': recipe.pruner.apply_masks(state.params, hard),
     'metrics': _mask_metrics(masks),
     'kept_per_array': {name: jnp.mean(mask) for name, mask in masks.items()},
   }
@@ -152,40 +151,38 @@ def eval_step(
 def _enter_stage(recipe, state):
   """Starts the soft stage from the weights of the moment, and freezes the ranking at its end."""
 
-  def freeze(variables):
-    hard = recipe.method.harden(variables)
+  def freeze(extra):
+    hard, transport = recipe.pruner.harden(extra), extra['transport']
     return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
 
-  collections = ('scores', 'transport')
-  begun = lax.cond(
+  extra = lax.cond(
     state.step == recipe.stages.soft_start,
-    recipe.method.init,
-    lambda variables: {name: variables[name] for name in collections},
-    state.variables,
+    lambda params, extra: recipe.pruner.init(params),
+    lambda params, extra: extra,
+    state.params,
+    state.extra,
   )
-  state = dataclasses.replace(state, **begun)
-  transport = state.transport
-  frozen = lax.cond(
-    state.step == recipe.stages.hard_start, freeze, lambda v: v['transport'], state.variables
+  transport = lax.cond(
+    state.step == recipe.stages.hard_start, freeze, lambda extra: extra['transport'], extra
   )
-  return dataclasses.replace(state, transport=frozen)
+  return dataclasses.replace(state, scores=extra['scores'], transport=transport)
 
 
-def _stage_masks(recipe, variables, step) -> tuple[Masks, dict[str, Array]]:
+def _stage_masks(recipe, params, extra: Extra, step) -> tuple[Masks, dict[str, Array]]:
   """Masks of the stage the step lies in, and the next transport collection."""
-  present = variables['transport']
+  present = extra['transport']
 
-  def dense(_):
+  def dense(*_):
     return {name: jnp.ones_like(z) for name, z in present.items()}, present
 
-  def soft(variables):
-    masks, following = recipe.method.masks(variables, step - recipe.stages.soft_start)
+  def soft(params, extra):
+    masks, following = recipe.pruner.masks(params, extra, step - recipe.stages.soft_start)
     return _as_floats(masks, present), following
 
-  def hard(_):
+  def hard(*_):
     return {name: (z > 0).astype(z.dtype) for name, z in present.items()}, present
 
-  return lax.switch(recipe.stages.number(step), (dense, soft, hard), variables)
+  return lax.switch(recipe.stages.number(step), (dense, soft, hard), params, extra)
 
 
 def _as_floats(masks, like):

@@ -1,7 +1,6 @@
 """Budgets add up in exact integers and say what they cannot meet."""
 
 import fnmatch
-import functools
 import math
 from fractions import Fraction
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 import dtp_jax as dtp
 from dtp_jax import methods
-from dtp_jax.budget import account, problems
+from dtp_jax.budget import resolve
 from dtp_jax.models import LeNet
 from tests.graph.agreement import QUICK
 from tests.graph.models import randomized
@@ -29,29 +28,29 @@ def _prunable(shapes):
 @given(sizes, st.floats(0, 1), st.sampled_from(['global', 'layer', 'erk']))
 def test_counts_add_up_to_the_rounded_fraction(shapes, keep, scope):
   prunable = _prunable(shapes)
-  plan = problems(prunable, dtp.Budget(keep, scope=scope))
+  problems = resolve(dtp.Budget(keep, scope=scope), prunable).problems
   total = sum(math.prod(s) for s in shapes)
-  assert sum(p.k for p in plan) == round(keep * total)
-  assert all(0 <= p.k <= p.n for p in plan)
+  assert sum(p.k for p in problems) == round(keep * total)
+  assert all(0 <= p.k <= p.n for p in problems)
 
 
 @given(sizes, st.floats(0, 1))
 def test_layers_keep_the_same_fraction_to_one_element(shapes, keep):
-  for problem in problems(_prunable(shapes), dtp.Budget(keep, scope='layer')):
+  for problem in resolve(dtp.Budget(keep, scope='layer'), _prunable(shapes)).problems:
     assert abs(problem.k - keep * problem.n) <= 1
 
 
 def test_erk_follows_the_density_rule_and_caps_full_layers():
   shapes = [(4, 4), (100, 100), (200, 50)]
-  plan = problems(_prunable(shapes), dtp.Budget(0.1, scope='erk'))
-  assert plan[0].k == 16  # its density would be 1.4: it is full
-  density = [p.k / p.n for p in plan[1:]]
+  problems = resolve(dtp.Budget(0.1, scope='erk'), _prunable(shapes)).problems
+  assert problems[0].k == 16  # its density would be 1.4: it is full
+  density = [p.k / p.n for p in problems[1:]]
   expected = (200 / 10_000) / (250 / 10_000)
   np.testing.assert_allclose(density[0] / density[1], expected, rtol=2e-2)
 
 
 def test_an_int_is_an_absolute_count():
-  (problem,) = problems(_prunable([(10, 10)]), dtp.Budget(7))
+  (problem,) = resolve(dtp.Budget(7), _prunable([(10, 10)])).problems
   assert problem.k == 7
 
 
@@ -70,7 +69,7 @@ def test_scatter_is_the_inverse_of_gather(shapes):
   }
   for scope in ('global', 'layer', 'row'):
     back = {}
-    for problem in problems(prunable, dtp.Budget(1.0, scope=scope)):
+    for problem in resolve(dtp.Budget(1.0, scope=scope), prunable).problems:
       back |= problem.scatter(problem.gather(arrays))
     for name, array in arrays.items():
       np.testing.assert_array_equal(back[name], array)
@@ -94,24 +93,16 @@ def test_every_array_keeps_the_fraction_of_the_first_pattern_that_matches(shapes
   budget = dtp.Budget({glob: float(keep) for glob, keep in ratios}, scope='layer')
   if set(range(len(ratios))) - set(first.values()):
     with pytest.raises(ValueError, match='matches none of'):
-      problems(prunable, budget)
+      resolve(budget, prunable)
     return
-  for problem in problems(prunable, budget):
+  for problem in resolve(budget, prunable).problems:
     (name,) = problem.names
     keep = Fraction(1) if first[name] is None else Fraction(ratios[first[name]][1])
     assert problem.k <= keep * problem.n < problem.k + 1
 
 
 STEPS = 4
-METHODS = {
-  'random': methods.random,
-  'magnitude': methods.magnitude,
-  'gradual_magnitude': functools.partial(methods.gradual_magnitude, steps=STEPS),
-  'spartan': functools.partial(methods.spartan, steps=STEPS),
-  'straight_through': functools.partial(methods.straight_through, steps=STEPS),
-  'pdp': functools.partial(methods.pdp, steps=STEPS),
-  'transportation': functools.partial(methods.transportation, steps=STEPS),
-}
+METHODS = tuple(name for name in methods.METHODS if name != 'dense')
 
 
 @pytest.fixture(scope='module')
@@ -144,18 +135,18 @@ def test_every_method_meets_fractions_by_layer(lenet, granularity, name):
   elements = elements._replace(magnitude=lambda params: magnitudes)  # only masks are looked at
   ratios, expected = RATIOS[granularity]
   budget = dtp.Budget(ratios, scope='layer')
-  method = METHODS[name](elements, budget)
-  variables = variables | method.init(variables)
-  masks_at = jax.jit(method.masks, compiler_options=QUICK)
+  pruner = methods.build(name, elements, budget, steps=STEPS)
+  params, extra = variables['params'], pruner.init(variables['params'])
+  masks_at = jax.jit(pruner.masks, compiler_options=QUICK)
   for step in range(STEPS):
-    masks, variables['transport'] = masks_at(variables, step)
+    masks, extra['transport'] = masks_at(params, extra, step)
     assert all(np.all((m >= 0) & (m <= 1)) for m in masks.values())
     if granularity == 'weights':
       np.testing.assert_allclose(masks['conv1/kernel'], 1.0, atol=1e-5)  # nothing of it competes
-  hard = method.harden(variables)
+  hard = pruner.harden(extra)
   counts = {key.split('/')[0]: int(np.count_nonzero(mask)) for key, mask in hard.items()}
   assert counts == expected
-  report = account(elements, budget, hard)
+  report = pruner.resolved.account(hard)
   assert report.requested == report.achieved == sum(expected.values())
   assert report.total == sum(elements.sizes.values())
 
@@ -164,11 +155,11 @@ def test_the_ramp_passes_a_full_layer_by_and_takes_the_others_along(lenet):
   """Half way, every layer has lost half of what it will lose, also where it loses nothing."""
   elements, variables = lenet[0]['weights'], lenet[1]
   budget = dtp.Budget({'conv1/*': 1.0, 'conv2/*': 0.5, '*': 0.1}, scope='layer')
-  method = methods.gradual_magnitude(elements, budget, steps=100)
-  variables = variables | method.init(variables)
+  pruner = methods.gradual_magnitude(elements, budget, steps=100, ramp=1.0)
+  extra = pruner.init(variables['params'])
   step = 100 * (1 - 0.5 ** (1 / 3))  # where the cubic is half way
-  masks, _ = jax.jit(method.masks, compiler_options=QUICK)(variables, step)
-  for problem in method.problems:
+  masks, _ = jax.jit(pruner.masks, compiler_options=QUICK)(variables['params'], extra, step)
+  for problem in pruner.resolved.problems:
     (name,) = problem.names
     kept = int(np.count_nonzero(masks[name]))
     assert abs(kept - (problem.n + problem.k) / 2) <= 1, name
@@ -178,17 +169,15 @@ def test_widths_by_layer_are_multiples_above_the_floor(lenet):
   elements = lenet[0]['channels']
 
   def widths(ratios, **options):
-    plan = problems(elements, dtp.Budget(ratios, scope='layer', **options))
-    return {p.names[0]: p.k for p in plan}
+    problems = resolve(dtp.Budget(ratios, scope='layer', **options), elements).problems
+    return {p.names[0]: p.k for p in problems}
 
   ratios = {'conv2': 0.99, 'fc1': 0.99, 'fc2': 0.5}
   assert widths(ratios) == {'conv1': 4, 'conv2': 5, 'fc1': 7, 'fc2': 2}
   assert widths(ratios, multiple_of=2) == {'conv1': 4, 'conv2': 4, 'fc1': 6, 'fc2': 2}
   assert widths(ratios, min_keep=2)['fc2'] == 2
   assert widths({'fc2': 0.0}, min_keep=0)['fc2'] == 0
-  report = account(
-    elements,
-    dtp.Budget(ratios, scope='layer', multiple_of=2),
+  report = resolve(dtp.Budget(ratios, scope='layer', multiple_of=2), elements).account(
     {'conv1': [1] * 4, 'conv2': [1] * 4, 'fc1': [1] * 6, 'fc2': [1] * 2},
   )
   assert (report.requested, report.achieved) == (4 + 5 + 7 + 2, 4 + 4 + 6 + 2)
@@ -205,16 +194,16 @@ def test_widths_by_layer_are_multiples_above_the_floor(lenet):
     (lambda p: dtp.Budget(float('nan')), ['keep is nan']),
     (lambda p: dtp.Budget(True), ['keep is True']),
     (lambda p: dtp.Budget(0.5, scope='galactic'), ['galactic', 'global']),
-    (lambda p: problems(p, dtp.Budget(101)), ['101', '100']),
+    (lambda p: resolve(dtp.Budget(101), p), ['101', '100']),
     (lambda p: dtp.Budget({}, scope='layer'), ['keep is {}', 'by pattern']),
     (lambda p: dtp.Budget({'w0': 1}, scope='layer'), ["{'w0': 1}", '(float)']),
     (lambda p: dtp.Budget({'w0': 1.5}, scope='layer'), ["{'w0': 1.5}", '[0, 1]']),
     (lambda p: dtp.Budget({'w0': 0.5}), ["scope is 'global'", "scope='layer'"]),
     (lambda p: dtp.Budget({'w0': 0.5}, 'macs', 'layer'), ["of 'macs'", "of='count'"]),
     (lambda p: dtp.Budget({'w0': 0.5}, scope='layer').count(3), ['per array']),
-    (lambda p: problems(p, dtp.Budget({'v*': 0.5}, scope='layer')), ["'v*'", "['w0']"]),
-    (lambda p: problems(p, dtp.Budget({'*': 0.5, 'w0': 0.1}, scope='layer')), ["'w0'", 'taken']),
-    (lambda p: problems(p, dtp.Budget(0.33, scope='row')), ['0.33', '3.3 elements', '2:4']),
+    (lambda p: resolve(dtp.Budget({'v*': 0.5}, scope='layer'), p), ["'v*'", "['w0']"]),
+    (lambda p: resolve(dtp.Budget({'*': 0.5, 'w0': 0.1}, scope='layer'), p), ["'w0'", 'taken']),
+    (lambda p: resolve(dtp.Budget(0.33, scope='row'), p), ['0.33', '3.3 elements', '2:4']),
   ],
 )
 def test_bad_budgets_are_named(make, words):

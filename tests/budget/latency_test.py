@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from scipy.interpolate import RegularGridInterpolator
 
 from dtp_jax import methods, prunable
-from dtp_jax.budget import Budget, account, cost_of
+from dtp_jax.budget import Budget
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
 from dtp_jax.budget.latency.measure import grid, plan, points_of, time_calls
 from dtp_jax.budget.latency.table import LatencyTable
@@ -253,20 +253,20 @@ def test_a_budget_of_nanoseconds_is_met(graph, table, scope, name):
   options = (
     {'steps': 4, 'preset': 'paper', 'projection': 'exact'} if name == 'transportation' else {}
   )
-  method = getattr(methods, name)(elements, budget, **options)
+  pruner = getattr(methods, name)(elements, budget, **options)
   rng = np.random.default_rng(0)
   params = {leaf: rng.normal(size=s.shape).astype('float32') for leaf, s in _weights().items()}
-  variables = {'params': params, **jax.jit(method.init)({'params': params})}
+  extra = jax.jit(pruner.init)(params)
+  cost = table.cost(elements.sizes)
   if name == 'transportation' and scope == 'global':
-    soft, variables['transport'] = jax.jit(method.masks)(variables, 4)
-    share = jax.jit(cost_of(elements, budget).fraction)(soft)
+    soft, extra['transport'] = jax.jit(pruner.masks)(params, extra, 4)
+    share = jax.jit(cost.fraction)(soft)
     np.testing.assert_allclose(share, 0.7, atol=1e-4)
-  hard = method.harden(variables)
-  spent = account(elements, budget, hard)
+  hard = pruner.harden(extra)
+  spent = pruner.resolved.account(hard)
   assert spent.unit == 'ns'
   assert 0 < spent.achieved <= spent.requested
   assert 10 * spent.requested <= 7 * spent.total  # in integers: 0.7 is not a float
-  cost = cost_of(elements, budget)
   counts = {name: int(mask.sum()) for name, mask in hard.items()}
   assert cost.at(counts) == spent.achieved
   if scope == 'global':

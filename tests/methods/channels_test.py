@@ -10,7 +10,7 @@ import pytest
 
 import dtp_jax as dtp
 from dtp_jax import methods
-from dtp_jax.budget import Budget, account, cost_of, problems
+from dtp_jax.budget import Budget, resolve
 from dtp_jax.budget.problem import CostProblem
 from dtp_jax.graph import shrink, trace
 from dtp_jax.graph.cost import Polynomial
@@ -23,15 +23,10 @@ from tests.graph.models import CASES, randomized
 STEPS = 20
 DEADLINE, RAMP = 18, 8  # of the default preset at 20 steps
 BUILD = {
-  'random': methods.random,
-  'magnitude': methods.magnitude,
-  'gradual_magnitude': functools.partial(methods.gradual_magnitude, steps=STEPS),
-  'spartan': functools.partial(methods.spartan, steps=STEPS),
-  'straight_through': functools.partial(methods.straight_through, steps=STEPS),
-  'pdp': functools.partial(methods.pdp, steps=STEPS),
-  'transportation': functools.partial(methods.transportation, steps=STEPS),
-  'paper': functools.partial(methods.transportation, steps=STEPS, preset='paper'),
-}
+  name: functools.partial(methods.build, name, steps=STEPS)
+  for name in methods.METHODS
+  if name != 'dense'
+} | {'paper': functools.partial(methods.transportation, steps=STEPS, preset='paper')}
 BUDGETS = [
   Budget(0.4, of='macs'),
   Budget(0.25, of='params'),
@@ -64,8 +59,8 @@ def magnitudes(net, prunable):
 
 def _hard(name, budget, net, prunable, magnitudes):
   """The method's hard mask at the start, from magnitudes computed once."""
-  method = BUILD[name](prunable._replace(magnitude=lambda params: magnitudes), budget)
-  return method.harden(net[1] | method.init(net[1]))
+  pruner = BUILD[name](prunable._replace(magnitude=lambda params: magnitudes), budget)
+  return pruner.harden(pruner.init(net[1]['params']))
 
 
 def _counts(hard):
@@ -80,11 +75,11 @@ def _next(count, size, multiple):
 @pytest.mark.parametrize('name', BUILD)
 def test_every_method_keeps_the_most_that_the_budget_holds(net, prunable, magnitudes, name, budget):
   hard = _hard(name, budget, net, prunable, magnitudes)
-  counts, cost = _counts(hard), cost_of(prunable, budget)
+  counts, cost = _counts(hard), prunable.costs[budget.of]
   assert {name: (mask.shape, mask.dtype) for name, mask in hard.items()} == {
     name: (shape, jnp.bool_) for name, shape in prunable.shapes.items()
   }
-  report = account(prunable, budget, hard)
+  report = resolve(budget, prunable).account(hard)
   assert report.requested == int(budget.keep * cost.total)
   assert report.achieved == cost.at(counts) <= report.requested
   assert min(counts.values()) >= budget.min_keep
@@ -110,39 +105,38 @@ def _common_share(cost, limit, floor):
 @pytest.mark.parametrize('of', ['macs', 'params', 'count'])
 def test_layer_scope_keeps_one_share_of_every_group(prunable, of, keep):
   budget = Budget(keep, of=of, scope='layer')
-  plan, cost = problems(prunable, budget), prunable.costs[of]
+  problems, cost = resolve(budget, prunable).problems, prunable.costs[of]
   share = _common_share(cost, budget.count(cost.total), 1)
-  assert all(max(1, int(share * p.n + 1e-9)) <= p.k for p in plan)
+  assert all(max(1, int(share * p.n + 1e-9)) <= p.k for p in problems)
   # Any two groups agree in their share to one channel of each, unless held at the floor.
-  above = max(((p.k - 1) / p.n for p in plan if p.k > 1), default=0.0)
-  assert above <= min((p.k + 1) / p.n for p in plan)
+  above = max(((p.k - 1) / p.n for p in problems if p.k > 1), default=0.0)
+  assert above <= min((p.k + 1) / p.n for p in problems)
 
 
 def test_layer_scope_does_not_spend_what_is_left_on_one_cheap_group(prunable):
   """A group whose channels cost next to nothing is not widened beyond the others."""
   shapes = {'dear': (8,), 'cheap': (8,)}
   cost = Polynomial({('dear',): 100, ('cheap',): 1}, {'dear': 8, 'cheap': 8})
-  plan = problems(
-    prunable._replace(shapes=shapes, costs={'macs': cost}), Budget(499, of='macs', scope='layer')
-  )
-  assert [problem.k for problem in plan] == [4, 5]
+  elements = prunable._replace(shapes=shapes, costs={'macs': cost})
+  problems = resolve(Budget(499, of='macs', scope='layer'), elements).problems
+  assert [problem.k for problem in problems] == [4, 5]
 
 
 def test_dense_keeps_every_channel(net, prunable, magnitudes):
-  method = methods.dense(prunable._replace(magnitude=lambda params: magnitudes))
-  variables = net[1] | method.init(net[1])
-  masks, _ = method.masks(variables, 3)
+  pruner = methods.dense(prunable._replace(magnitude=lambda params: magnitudes), LEARNED)
+  extra = pruner.init(net[1]['params'])
+  masks, _ = pruner.masks(net[1]['params'], extra, 3)
   assert all(np.all(mask == 1) for mask in masks.values())
-  report = account(prunable, LEARNED, method.harden(variables))
+  report = pruner.resolved.account(pruner.harden(extra))
   assert report.achieved == report.total == net[0].macs.total
 
 
 @pytest.mark.parametrize('budget', [LEARNED, UNIFORM], ids=['global', 'layer'])
 def test_hardening_under_jit_is_hardening(net, prunable, magnitudes, budget):
-  method = methods.magnitude(prunable, budget)
+  pruner = methods.magnitude(prunable, budget)
   variables = {'transport': magnitudes}
   for eager, jitted in zip(
-    *(jax.tree.leaves(f(variables)) for f in (method.harden, jax.jit(method.harden))), strict=True
+    *(jax.tree.leaves(f(variables)) for f in (pruner.harden, jax.jit(pruner.harden))), strict=True
   ):
     np.testing.assert_array_equal(eager, jitted)
 
@@ -153,15 +147,16 @@ def test_hardening_under_jit_is_hardening(net, prunable, magnitudes, budget):
   ids=[*BUILD, 'paper layer'],
 )
 def test_masks_are_shares_and_gradients_through_them_are_finite(net, prunable, name, budget):
-  method = BUILD[name](prunable, budget)
-  variables = {'params': net[1]['params']}
-  variables |= jax.jit(method.init, compiler_options=QUICK)(variables)
+  pruner = BUILD[name](prunable, budget)
+  params = net[1]['params']
+  variables = {'params': params, **jax.jit(pruner.init, compiler_options=QUICK)(params)}
 
   @functools.partial(jax.jit, compiler_options=QUICK)
   def step(trainable, transport, i):
     def loss(trainable):
-      masks, after = method.masks({**trainable, 'transport': transport}, i)
-      masked = prunable.apply_masks(trainable['params'], masks)
+      extra = {'scores': trainable['scores'], 'transport': transport}
+      masks, after = pruner.masks(trainable['params'], extra, i)
+      masked = pruner.apply_masks(trainable['params'], masks)
       return sum(jnp.sum((w - 0.1) ** 2) for w in jax.tree.leaves(masked)), (masks, after)
 
     return jax.grad(loss, has_aux=True)(trainable)
@@ -180,17 +175,18 @@ def test_masks_are_shares_and_gradients_through_them_are_finite(net, prunable, n
 
 @pytest.fixture(scope='module')
 def trained(net, prunable):
-  """A default run on the network's own loss: (method, masks of each step, last transport)."""
+  """A default run on the network's own loss: (pruner, masks of each step, last transport)."""
   graph, variables = net
-  method = methods.transportation(prunable, LEARNED, steps=STEPS)
+  pruner = methods.transportation(prunable, LEARNED, steps=STEPS)
   x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
   tx = optax.adam(0.1)
 
   @functools.partial(jax.jit, compiler_options=QUICK)
   def step(scores, state, transport, i):
     def loss(scores):
-      masks, after = method.masks({**variables, 'scores': scores, 'transport': transport}, i)
-      params = prunable.apply_masks(variables['params'], masks)
+      extra = {'scores': scores, 'transport': transport}
+      masks, after = pruner.masks(variables['params'], extra, i)
+      params = pruner.apply_masks(variables['params'], masks)
       logits = graph.fn({**variables, 'params': params}, x, train=False)
       return jnp.mean((logits - 1) ** 2), (masks, after)
 
@@ -198,13 +194,13 @@ def trained(net, prunable):
     updates, state = tx.update(grads, state)
     return optax.apply_updates(scores, updates), state, grads, aux
 
-  extra = jax.jit(method.init, compiler_options=QUICK)(variables)
+  extra = jax.jit(pruner.init, compiler_options=QUICK)(variables['params'])
   scores, transport = extra['scores'], extra['transport']
   state, history = tx.init(scores), []
   for i in range(STEPS):
     scores, state, grads, (masks, transport) = step(scores, state, transport, i)
     history.append((masks, grads))
-  return method, history, transport
+  return pruner, history, transport
 
 
 def test_gradients_of_the_networks_loss_reach_every_score(trained):
@@ -215,22 +211,24 @@ def test_gradients_of_the_networks_loss_reach_every_score(trained):
 
 
 def test_dtp_spends_the_requested_share_after_its_ramp(net, trained):
-  method, history, _ = trained
+  pruner, history, _ = trained
   spent = [float(net[0].macs.fraction(masks)) for masks, _ in history]
   assert np.all(np.diff(spent[:RAMP]) < 0)
   # Near the deadline log-odds are up to 2^24, and the channel that the budget cuts is one of them.
-  np.testing.assert_allclose(spent[RAMP:], method.problems[0].keep, rtol=1e-3)
-  np.testing.assert_allclose(spent[RAMP : DEADLINE // 2 + 2], method.problems[0].keep, rtol=1e-5)
+  np.testing.assert_allclose(spent[RAMP:], pruner.resolved.problems[0].keep, rtol=1e-3)
+  np.testing.assert_allclose(
+    spent[RAMP : DEADLINE // 2 + 2], pruner.resolved.problems[0].keep, rtol=1e-5
+  )
 
 
 def test_dtp_is_hard_at_its_deadline(trained):
   """All but the one channel that the budget cuts; and what is hardened is what was kept."""
-  method, history, transport = trained
+  pruner, history, transport = trained
   for masks, _ in history[DEADLINE - 1 :]:
     flat = np.concatenate(list(masks.values()))
     assert np.sum((flat > 1e-3) & (flat < 1 - 1e-3)) <= 1
   assert dtp.transport.softness(np.concatenate(list(history[0][0].values()))) > 0.1
-  hard = method.harden({'transport': transport})
+  hard = pruner.harden({'transport': transport})
   kept = np.concatenate(list(hard.values()))
   assert np.all(kept[flat > 1 - 1e-3])
 
@@ -245,7 +243,7 @@ def test_the_account_is_the_count_of_the_shrunk_model(net, prunable, magnitudes,
   again = trace(slim.apply, slim.variables, jnp.ones((1, 8, 8, 3)), train=False)
   parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(slim.variables['params']))
   counted = {'macs': again.macs.total, 'params': parameters}[budget.of]
-  assert account(prunable, budget, hard).achieved == counted
+  assert resolve(budget, prunable).account(hard).achieved == counted
 
 
 def test_a_global_budget_never_empties_a_group(prunable):
@@ -253,7 +251,7 @@ def test_a_global_budget_never_empties_a_group(prunable):
   for name in prunable.sizes:
     ranking = {key: jnp.full(n, float(key != name)) for key, n in prunable.sizes.items()}
     for min_keep in (1, 3):
-      (problem,) = problems(prunable, Budget(0.4, of='macs', min_keep=min_keep))
+      (problem,) = resolve(Budget(0.4, of='macs', min_keep=min_keep), prunable).problems
       hard = problem.scatter(problem.hard(problem.gather(ranking)))
       assert int(hard[name].sum()) >= min_keep
 
@@ -337,7 +335,7 @@ def test_excluded_groups_keep_their_width_and_count_in_the_budget(net, magnitude
   some = channels(graph, exclude=('layer3_0/*',))
   assert set(some.shapes) == {'conv1', 'layer1_0/conv1', 'layer2_0/conv1', 'layer2_0/conv2'}
   hard = _hard('magnitude', LEARNED, net, some, {name: magnitudes[name] for name in some.shapes})
-  report = account(some, LEARNED, hard)
+  report = resolve(LEARNED, some).account(hard)
   assert report.total == graph.macs.total
   assert report.achieved == graph.macs.at(_counts(hard)) <= report.requested
 
@@ -368,14 +366,14 @@ def _no_groups():
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
-    (lambda g, p: problems(p, Budget(0.5, of='flops')), ["of is 'flops'", 'count', 'macs']),
-    (lambda g, p: problems(p, Budget(0.5, of='macs', scope='erk')), ["scope is 'erk'", 'layer']),
-    (lambda g, p: problems(p, Budget(0.5, scope='row')), ["scope is 'row'", 'global', 'layer']),
+    (lambda g, p: resolve(Budget(0.5, of='flops'), p), ["of is 'flops'", 'count', 'macs']),
+    (lambda g, p: resolve(Budget(0.5, of='macs', scope='erk'), p), ["scope is 'erk'", 'layer']),
+    (lambda g, p: resolve(Budget(0.5, scope='row'), p), ["scope is 'row'", 'global', 'layer']),
     (lambda g, p: Budget(0.5, of=3), ['of is 3', 'count', 'params', 'macs']),
     (lambda g, p: Budget(0.5, of='macs', min_keep=-1), ['min_keep is -1', '>= 0']),
     (lambda g, p: Budget(0.5, of='macs', multiple_of=0), ['multiple_of 0', '>= 1']),
-    (lambda g, p: problems(p, Budget(10**9, of='macs')), ['1000000000 macs', '54176']),
-    (lambda g, p: problems(p, Budget(0.001, of='macs')), ['budget of 54', 'floor of 1', '54176']),
+    (lambda g, p: resolve(Budget(10**9, of='macs'), p), ['1000000000 macs', '54176']),
+    (lambda g, p: resolve(Budget(0.001, of='macs'), p), ['budget of 54', 'floor of 1', '54176']),
     (lambda g, p: channels(_no_groups()), ['no channel group', 'only:0', '0 prunable']),
     (lambda g, p: channels(g, exclude=('*',)), ['no channel group left']),
     (lambda g, p: channels(g, exclude=('head',)), ["'head'", 'groups', 'layer1_0/conv1']),
@@ -383,7 +381,7 @@ def _no_groups():
     (lambda g, p: channels(g, importance='l3'), ["importance is 'l3'", 'bn', 'l1', 'l2']),
     (lambda g, p: channels(_traced('vgg')[0], importance='bn'), ["group 'b'", 'l1', 'exclude']),
     (
-      lambda g, p: problems(weights({'w': jnp.ones((2, 2))}), Budget(0.5, of='macs')),
+      lambda g, p: resolve(Budget(0.5, of='macs'), weights({'w': jnp.ones((2, 2))})),
       ["of is 'macs'", "of='count'"],
     ),
   ],

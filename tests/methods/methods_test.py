@@ -1,5 +1,7 @@
 """What holds for every method, and what is particular to each."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +13,7 @@ from dtp_jax import methods
 
 STEPS = 20
 BUILD = {
-  'dense': lambda p, b: methods.dense(p),
-  'random': methods.random,
-  'magnitude': methods.magnitude,
-  'gradual_magnitude': lambda p, b: methods.gradual_magnitude(p, b, steps=STEPS),
-  'spartan': lambda p, b: methods.spartan(p, b, steps=STEPS),
-  'straight_through': lambda p, b: methods.straight_through(p, b, steps=STEPS),
-  'pdp': lambda p, b: methods.pdp(p, b, steps=STEPS),
-  'transportation': lambda p, b: methods.transportation(p, b, steps=STEPS),
+  **{name: functools.partial(methods.build, name, steps=STEPS) for name in methods.METHODS},
   'paper': lambda p, b: methods.transportation(p, b, steps=STEPS, preset='paper'),
   'annealed': lambda p, b: methods.transportation(
     p, b, steps=STEPS, memory=0.0, projection='exact', deadline=None, start='rest',
@@ -47,19 +42,18 @@ def _target(params):
   )
 
 
-def _train(prunable, method, params, steps=STEPS):
-  """Fits masked weights to a sparse target; returns the variables and the masks of each step."""
+def _train(pruner, params, steps=STEPS):
+  """Fits masked weights to a sparse target; returns the collections and the masks of each step."""
   target = _target(params)
-  variables = {'params': params}
-  variables |= method.init(variables)
+  variables = {'params': params, **pruner.init(params)}
   tx = optax.adam(0.02)
   state = tx.init({k: variables[k] for k in ('params', 'scores')})
 
   @jax.jit
   def step(variables, state, i):
     def loss_fn(trainable):
-      masks, transport = method.masks({**variables, **trainable}, i)
-      masked = prunable.apply_masks(trainable['params'], masks)
+      masks, transport = pruner.masks(trainable['params'], {**variables, **trainable}, i)
+      masked = pruner.apply_masks(trainable['params'], masks)
       errors = jax.tree.map(lambda w, t: jnp.sum((w - t) ** 2), masked, target)
       return sum(jax.tree.leaves(errors)), (masks, transport)
 
@@ -89,15 +83,15 @@ def _kept(masks):
 def test_every_method_ends_at_the_exact_budget(params, name, case):
   elements, budget = CASES[case]
   prunable = elements(params)
-  method = BUILD[name](prunable, budget)
-  variables, history = _train(prunable, method, params, steps=3)
+  pruner = BUILD[name](prunable, budget)
+  variables, history = _train(pruner, params, steps=3)
   assert variables['transport'].keys() == prunable.shapes.keys()
   for masks in history:
     for key, mask in masks.items():
       assert mask.shape == prunable.shapes[key]
       assert np.all((mask >= 0) & (mask <= 1))
-  hard = method.harden(variables)
-  expected = sum(p.k * p.copies for p in method.problems)
+  hard = pruner.harden(variables)
+  expected = pruner.resolved.requested
   assert _kept(hard) == expected
   if name != 'dense':
     total = sum(int(np.prod(s)) for s in prunable.shapes.values())
@@ -106,20 +100,20 @@ def test_every_method_ends_at_the_exact_budget(params, name, case):
 
 def test_nm_keeps_n_in_every_row(params):
   prunable = dtp.nm(params, 4)
-  method = methods.transportation(prunable, dtp.Budget(0.5, scope='row'), steps=STEPS)
-  variables, _ = _train(prunable, method, params)
-  for mask in method.harden(variables).values():
+  pruner = methods.transportation(prunable, dtp.Budget(0.5, scope='row'), steps=STEPS)
+  variables, _ = _train(pruner, params)
+  for mask in pruner.harden(variables).values():
     np.testing.assert_array_equal(mask.sum(-1), 2)
 
 
 def test_dtp_is_hard_and_on_budget_at_its_deadline(params):
   prunable = dtp.weights(params)
-  method = methods.transportation(prunable, dtp.Budget(0.1), steps=STEPS)
-  variables, history = _train(prunable, method, params)
+  pruner = methods.transportation(prunable, dtp.Budget(0.1), steps=STEPS)
+  variables, history = _train(pruner, params)
   last = jnp.concatenate([m.ravel() for m in history[-1].values()])
   assert float(dtp.transport.softness(last)) < 1e-4
   np.testing.assert_allclose(last.mean(), 0.1, atol=1e-3)
-  hard = method.harden(variables)
+  hard = pruner.harden(variables)
   agree = [np.mean((history[-1][k] > 0.5) == hard[k]) for k in hard]
   assert min(agree) > 0.99
 
@@ -127,9 +121,9 @@ def test_dtp_is_hard_and_on_budget_at_its_deadline(params):
 def test_the_ceiling_holds_on_the_way(params):
   prunable = dtp.weights(params)
   keep = dtp.Budget(0.1)
-  method = methods.transportation(prunable, keep, steps=STEPS, keep=None, deadline=10)
-  _, history = _train(prunable, method, params)
-  rho = method.problems[0].keep
+  pruner = methods.transportation(prunable, keep, steps=STEPS, keep=None, deadline=10)
+  _, history = _train(pruner, params)
+  rho = pruner.resolved.problems[0].keep
   for i, masks in enumerate(history):
     flat = jnp.concatenate([m.ravel() for m in masks.values()])
     ceiling = 4 * rho * (1 - rho) * max(0.0, 1 - (i + 1) / 10)
@@ -138,17 +132,17 @@ def test_the_ceiling_holds_on_the_way(params):
 
 def test_the_papers_rule_needs_no_deadline_and_starts_at_rest(params):
   prunable = dtp.weights(params)
-  method = methods.transportation(prunable, dtp.Budget(0.3), steps=STEPS, preset='paper')
-  extra = method.init({'params': params})
+  pruner = methods.transportation(prunable, dtp.Budget(0.3), steps=STEPS, preset='paper')
+  extra = pruner.init(params)
   assert all(not np.any(x) for x in jax.tree.leaves(extra))
-  _, history = _train(prunable, method, params)
+  _, history = _train(pruner, params)
   soft = [float(dtp.transport.softness(m['a'].ravel())) for m in history]
   assert soft[-1] < 0.5 * soft[0]  # it anneals by itself
 
 
 def test_log_odds_start_at_the_standardised_magnitudes(params):
   prunable = dtp.weights(params)
-  extra = methods.transportation(prunable, dtp.Budget(0.3), steps=STEPS).init({'params': params})
+  extra = methods.transportation(prunable, dtp.Budget(0.3), steps=STEPS).init(params)
   for name, z in extra['transport'].items():
     np.testing.assert_allclose([z.mean(), z.std()], [0, 1], atol=1e-5)
     order = np.argsort(np.abs(np.asarray(params[name])).ravel(), kind='stable')
@@ -163,9 +157,9 @@ def test_learned_scores_beat_magnitude_where_magnitude_is_wrong(params):
   target = _target(params)
 
   def error(name):
-    method = BUILD[name](prunable, budget)
-    variables, _ = _train(prunable, method, params)
-    masked = prunable.apply_masks(variables['params'], method.harden(variables))
+    pruner = BUILD[name](prunable, budget)
+    variables, _ = _train(pruner, params)
+    masked = pruner.shrink(variables['params'], variables)
     return sum(float(jnp.sum((masked[k] - target[k]) ** 2)) for k in target)
 
   assert error('transportation') < 0.8 * error('magnitude')
@@ -173,9 +167,8 @@ def test_learned_scores_beat_magnitude_where_magnitude_is_wrong(params):
 
 def test_magnitude_is_numpys_global_ranking(params):
   prunable = dtp.weights(params)
-  method = methods.magnitude(prunable, dtp.Budget(50))
-  variables = {'params': params}
-  hard = method.harden(variables | method.init(variables))
+  pruner = methods.magnitude(prunable, dtp.Budget(50))
+  hard = pruner.harden(pruner.init(params))
   flat = np.concatenate([np.abs(np.asarray(params[k])).ravel() for k in prunable.shapes])
   threshold = np.sort(flat)[-50]
   for k in prunable.shapes:
@@ -186,8 +179,8 @@ def test_random_depends_on_its_seed_alone(params):
   prunable = dtp.weights(params)
 
   def draw(seed):
-    method = methods.random(prunable, dtp.Budget(0.2), seed=seed)
-    return method.harden(method.init({'params': params}))
+    pruner = methods.random(prunable, dtp.Budget(0.2), seed=seed)
+    return pruner.harden(pruner.init(params))
 
   first, again, other = draw(0), draw(0), draw(1)
   assert all(np.array_equal(first[k], again[k]) for k in first)
@@ -196,9 +189,9 @@ def test_random_depends_on_its_seed_alone(params):
 
 def test_gradual_magnitude_falls_along_a_cubic(params):
   prunable = dtp.weights(params)
-  method = methods.gradual_magnitude(prunable, dtp.Budget(0.1), steps=10)
-  _, history = _train(prunable, method, params)
-  n, k = method.problems[0].n, method.problems[0].k
+  pruner = methods.gradual_magnitude(prunable, dtp.Budget(0.1), steps=10, ramp=1.0)
+  _, history = _train(pruner, params)
+  n, k = pruner.resolved.problems[0].n, pruner.resolved.problems[0].k
   counts = [_kept(masks) for masks in history]
   for step, count in enumerate(counts):
     rate = 0.1 + 0.9 * (1 - min(step / 10, 1)) ** 3
@@ -207,11 +200,12 @@ def test_gradual_magnitude_falls_along_a_cubic(params):
 
 def test_spartans_mask_is_the_soft_topk_of_the_scaled_magnitudes(params):
   prunable = dtp.weights(params)
-  method = methods.spartan(prunable, dtp.Budget(0.2, scope='layer'), steps=10, beta=(2.0, 4.0))
-  variables = {'params': params}
-  variables |= method.init(variables)
-  masks, _ = method.masks(variables, 5)  # beta is 3 there
-  for problem in method.problems:
+  pruner = methods.spartan(
+    prunable, dtp.Budget(0.2, scope='layer'), steps=10, ramp=1.0, beta=(2.0, 4.0)
+  )
+  extra = pruner.init(params)
+  masks, _ = pruner.masks(params, extra, 5)  # beta is 3 there
+  for problem in pruner.resolved.problems:
     (name,) = problem.names
     w = np.abs(np.asarray(params[name], np.float64))
     logits = 3.0 * w / w.std()
@@ -222,27 +216,25 @@ def test_spartans_mask_is_the_soft_topk_of_the_scaled_magnitudes(params):
 
 def test_straight_through_masks_are_hard_and_their_gradient_is_the_identity(params):
   prunable = dtp.weights(params)
-  method = methods.straight_through(prunable, dtp.Budget(0.2), steps=10)
-  variables = {'params': params}
-  variables |= method.init(variables)
+  pruner = methods.straight_through(prunable, dtp.Budget(0.2), steps=10)
+  extra = pruner.init(params)
 
   def total(scores):
-    masks, _ = method.masks({**variables, 'scores': scores}, 10)
+    masks, _ = pruner.masks(params, {**extra, 'scores': scores}, 10)
     return sum(jnp.sum(m) for m in masks.values()), masks
 
-  grads, masks = jax.grad(total, has_aux=True)(variables['scores'])
+  grads, masks = jax.grad(total, has_aux=True)(extra['scores'])
   assert all(set(np.unique(m)) <= {0.0, 1.0} for m in masks.values())
   assert all(np.all(g == 1) for g in grads.values())
 
 
 def test_pdp_is_one_half_at_the_threshold(params):
   prunable = dtp.weights(params)
-  method = methods.pdp(prunable, dtp.Budget(0.2), steps=10)
-  variables = {'params': params}
-  variables |= method.init(variables)
-  masks, _ = method.masks(variables, 10)
+  pruner = methods.pdp(prunable, dtp.Budget(0.2), steps=10)
+  extra = pruner.init(params)
+  masks, _ = pruner.masks(params, extra, 10)
   flat = np.concatenate([np.asarray(masks[k]).ravel() for k in prunable.shapes])
-  assert np.sum(flat > 0.5) == method.problems[0].k
+  assert np.sum(flat > 0.5) == pruner.resolved.problems[0].k
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def _from_json(data: Mapping[str, Any]) -> LatencyTable:
     Curve(tuple(map(tuple, c['knots'])), np.asarray(c['measured_ns'])) for c in data['curves']
   )
 
-  def width(terms: list) -> Polynomial:
+  def width(terms: list[Any]) -> Polynomial:
     found = {tuple(names): int(n) for names, n in terms}
     return Polynomial(found, {name: groups[name] for names in found for name in names})
 

@@ -41,7 +41,7 @@ def interleaved(
       jax.block_until_ready(function())
       taken[name].append(1e3 * (time.perf_counter() - begin))
 
-  def timing(values):
+  def timing(values: list[float]) -> Timing:
     lower, median, upper = statistics.quantiles(values, n=4)
     return Timing(median, lower, upper)
 

@@ -1,0 +1,178 @@
+"""One way to prune, whatever was traced: init, prune, shrink; and options refused at once."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dtp_jax as dtp
+from tests.graph.agreement import QUICK
+from tests.graph.models import is_struct, plain_mlp, randomized
+
+X = jax.random.normal(jax.random.key(7), (4, 6))
+STEPS = 3
+
+
+class _Linen(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(nn.relu(nn.BatchNorm(use_running_average=True)(nn.Dense(8)(x))))
+
+
+class _Nnx(nnx.Module):
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(6, 8, rngs=rngs)
+    self.out = nnx.Linear(8, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(nnx.relu(self.hidden(x)))
+
+
+def _linen():
+  variables = randomized(jax.eval_shape(_Linen().init, jax.random.key(0), X))
+  return _Linen().apply, variables, variables
+
+
+def _linen_params():
+  fn, variables, _ = _linen()
+  return fn, variables, variables['params']
+
+
+def _nnx():
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: _Nnx(nnx.Rngs(0))))
+  state = randomized(state)
+  return lambda state, x: nnx.merge(graphdef, state)(x), state, state
+
+
+def _equinox():
+  import equinox as eqx
+
+  net = lambda key: eqx.nn.MLP(6, 3, 8, 1, key=key)
+  arrays, rest = eqx.partition(eqx.filter_eval_shape(net, jax.random.key(0)), is_struct)
+  model = eqx.combine(randomized(arrays), rest)
+  return lambda model, x: jax.vmap(model)(x), model, model
+
+
+def _dict():
+  def fn(params, x):
+    return jax.nn.relu(x @ params['in']['w'] + params['in']['b'][None]) @ params['out']
+
+  shapes = {'in': {'w': (6, 8), 'b': (8,)}, 'out': (8, 3)}
+  params = randomized(_structs(shapes))
+  return fn, params, params
+
+
+def _tuple():
+  params = randomized(_structs((((6, 8), (8,)), ((8, 3), (3,)))))
+  return plain_mlp, params, params
+
+
+def _structs(shapes):
+  is_shape = lambda s: isinstance(s, tuple) and all(isinstance(n, int) for n in s)
+  make = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  return jax.tree.map(make, shapes, is_leaf=is_shape)
+
+
+@pytest.mark.parametrize(
+  'make', [_linen, _linen_params, _nnx, _equinox, _dict, _tuple], ids=lambda f: f.__name__[1:]
+)
+def test_any_tree_is_pruned_as_it_was_traced(make):
+  """The loop that the README shows, without a wrapper around anything."""
+  fn, variables, params = make()
+  graph = dtp.trace(fn, variables, X)
+  pruner = dtp.transportation(graph, dtp.Budget(0.5, of='macs'), steps=STEPS)
+  extra = pruner.init(params)
+  whole = lambda params: {**variables, 'params': params} if make is _linen_params else params
+  is_float = lambda leaf: hasattr(leaf, 'dtype') and jnp.issubdtype(leaf.dtype, jnp.floating)
+  leaves, treedef = jax.tree.flatten(params)
+  floats = [leaf for leaf in leaves if is_float(leaf)]
+
+  def rebuilt(floats):
+    given = iter(floats)
+    return jax.tree.unflatten(treedef, [next(given) if is_float(x) else x for x in leaves])
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def step(floats, extra, t):
+    def loss_fn(floats, scores):
+      pruned, transport = pruner.prune(rebuilt(floats), {**extra, 'scores': scores}, t)
+      return jnp.mean(fn(whole(pruned), X) ** 2), transport
+
+    grads, transport = jax.grad(loss_fn, (0, 1), has_aux=True)(floats, extra['scores'])
+    scores = jax.tree.map(lambda s, g: s - 0.01 * g, extra['scores'], grads[1])
+    return grads, {'scores': scores, 'transport': transport}
+
+  for t in range(STEPS):
+    grads, extra = step(floats, extra, t)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+    assert any(np.any(g) for g in jax.tree.leaves(grads[1]))
+  hard = pruner.harden(extra)
+  account = pruner.resolved.account(hard)
+  assert 0 < account.achieved <= account.requested == graph.macs.total // 2
+  slim = pruner.shrink(whole(params), extra)
+  masked = whole(pruner.apply_masks(params, hard))  # Equinox has functions among its leaves
+  expected, found = jax.jit(lambda x: (fn(masked, x), slim.apply(slim.variables, x)))(X)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  again = dtp.trace(slim.apply, slim.variables, X)
+  assert again.macs.total == account.achieved
+
+
+def test_single_weights_shrink_to_exact_zeros():
+  _, params, _ = _dict()
+  pruner = dtp.magnitude(dtp.weights(params), dtp.Budget(20))
+  pruned = pruner.shrink(params, pruner.init(params))
+  kernels = [pruned['in']['w'], pruned['out']]
+  assert sum(int(np.count_nonzero(w)) for w in kernels) == 20
+  np.testing.assert_array_equal(pruned['in']['b'], params['in']['b'])
+
+
+def test_dtp_prunes_as_its_masks_and_state_say():
+  """prune is masks and apply_masks, no more."""
+  _, params, _ = _tuple()
+  pruner = dtp.transportation(dtp.weights(params), dtp.Budget(0.3), steps=STEPS)
+  extra = pruner.init(params)
+  pruned, transport = pruner.prune(params, extra, 0)
+  masks, following = pruner.masks(params, extra, 0)
+  jax.tree.map(np.testing.assert_array_equal, pruned, pruner.apply_masks(params, masks))
+  jax.tree.map(np.testing.assert_array_equal, transport, following)
+
+
+@pytest.mark.parametrize('elements', ['channels', 'weights'])
+@pytest.mark.parametrize(
+  ('method', 'options', 'words'),
+  [
+    ('transportation', {'epsilon': -1.0}, ['epsilon is -1.0', '> 0']),
+    ('transportation', {'projection': 'typo'}, ['projection', "'typo'", 'sinkhorn', 'exact']),
+    ('transportation', {'memory': 7.0}, ['memory is 7.0', '[0.0, 1.0]']),
+    ('transportation', {'preset': 'best'}, ['best', 'paper']),
+    ('transportation', {'deadline': 0}, ['deadline is 0']),
+    ('transportation', {'steps': 0}, ['steps is 0']),
+    ('gradual_magnitude', {'steps': 0}, ['steps is 0']),
+    ('gradual_magnitude', {'ramp': 1.5}, ['ramp is 1.5', '[0, 1]']),
+    ('spartan', {'beta': (0.0, 2.0)}, ['beta is (0.0, 2.0)']),
+    ('spartan', {'ramp': -0.1}, ['ramp is -0.1']),
+    ('pdp', {'temperature': 0.0}, ['temperature is 0.0']),
+  ],
+)
+def test_a_wrong_option_is_refused_where_it_is_given(elements, method, options, words):
+  fn, params, _ = _tuple()
+  elements = dtp.trace(fn, params, X) if elements == 'channels' else dtp.weights(params)
+  with pytest.raises(ValueError) as error:
+    getattr(dtp, method)(elements, dtp.Budget(0.5), **{'steps': STEPS, **options})
+  assert all(word in str(error.value) for word in words), error.value
+
+
+def test_steps_is_the_soft_stage_of_every_gradual_method():
+  """The options that fix the end of a ramp are shares of it: twice the steps, the same path."""
+  _, params, _ = _tuple()
+  for name in ('gradual_magnitude', 'transportation', 'straight_through', 'pdp'):
+    spent = []
+    for steps in (20, 40):
+      pruner = dtp.methods.build(name, dtp.weights(params), dtp.Budget(0.2), steps=steps)
+      masks = jax.jit(pruner.masks, compiler_options=QUICK)
+      found = [masks(params, pruner.init(params), t)[0] for t in (0, steps // 5, steps)]
+      spent.append([sum(float(jnp.sum(m > 0.5)) for m in one.values()) for one in found])
+    np.testing.assert_allclose(*spent, atol=3)
