@@ -6,10 +6,10 @@ code: in the folder of the environment variable DTP_DOCS_CACHE, else in docs/_bu
 
 import hashlib
 import importlib
-import inspect
 import os
 import pathlib
 import pkgutil
+import re
 import sys
 import types
 
@@ -70,23 +70,43 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 
 def public(module: types.ModuleType) -> list[str]:
-  """The public names of a package or module: its __all__, for dtp_jax all that it imports."""
-  if module is not dtp_jax:
-    return sorted(getattr(module, '__all__', ()))
-  names = (n for n, value in vars(module).items() if not inspect.ismodule(value))
-  return sorted(n for n in names if not n.startswith('_'))
+  """The public names of a package: its __all__, or what it takes from this code base."""
+  ours = (
+    name
+    for name, value in vars(module).items()
+    if not name.startswith('_') and getattr(value, '__module__', '').startswith('dtp_jax')
+  )
+  return sorted(getattr(module, '__all__', ours))
 
 
-def _documented_twice(app, what, name, obj, skip, options):
-  """What dtp_jax itself exports is described there, and not again in the package it comes from."""
-  del what, options
-  module = app.env.ref_context.get('py:module') or app.env.current_document.autodoc_module
-  again = module != 'dtp_jax' and name in public(dtp_jax) and getattr(dtp_jax, name) is obj
-  return True if again else skip
+def _skip(app, what, name, obj, skip, options):
+  """Leaves out what is described elsewhere, imported from elsewhere, or a field of a tuple.
+
+  What dtp_jax itself exports is described there, and not again in the package it comes from.
+  """
+  del options
+  if what != 'module':
+    return True if type(obj).__name__ == '_tuplegetter' else skip
+  module = importlib.import_module(app.env.current_document.autodoc_module)
+  again = module is not dtp_jax and getattr(dtp_jax, name, None) is obj
+  return True if again or name not in public(module) else skip
+
+
+def _as_prose(app, what, name, obj, options, lines):
+  """Docstrings are prose with `code` and examples: no other character in them is markup."""
+  del app, what, name, obj, options
+  parts = re.split(r'(^ *>>>.*(?:\n *\S.*)*)', '\n'.join(lines), flags=re.M)  # odd ones: examples
+  for i in range(0, len(parts), 2):
+    pieces = re.split(r'(`[^`]+`)', parts[i])  # odd ones: code
+    pieces[::2] = [re.sub(r'([*|]|(?<=\w)_(?!\w))', r'\\\1', piece) for piece in pieces[::2]]
+    pieces[1::2] = [f'`{piece}`\\ ' for piece in pieces[1::2]]  # it may end within a word
+    parts[i] = ''.join(pieces)
+  lines[:] = ''.join(parts).split('\n')
 
 
 def _check_complete(app, error):
@@ -96,14 +116,19 @@ def _check_complete(app, error):
   described = set(app.env.get_domain('py').objects)
   surface = {id(getattr(dtp_jax, name)) for name in public(dtp_jax)}
   packages = [m.name for m in pkgutil.iter_modules(dtp_jax.__path__, 'dtp_jax.') if m.ispkg]
-  for module in map(importlib.import_module, ('dtp_jax', *packages)):
-    for name in public(module):
-      twice = module is not dtp_jax and id(getattr(module, name)) in surface
-      if not twice and f'{module.__name__}.{name}' not in described:
-        raise RuntimeError(f'docs/api describes no {module.__name__}.{name}')
+  missing = [
+    f'{module.__name__}.{name}'
+    for module in map(importlib.import_module, ('dtp_jax', *packages))
+    for name in public(module)
+    if module is dtp_jax or id(getattr(module, name)) not in surface
+    if f'{module.__name__}.{name}' not in described
+  ]
+  if missing:
+    raise RuntimeError(f'docs/api describes no {", ".join(missing)}')
 
 
 def setup(app):
   """Connects the checks of the reference."""
-  app.connect('autodoc-skip-member', _documented_twice)
+  app.connect('autodoc-skip-member', _skip)
+  app.connect('autodoc-process-docstring', _as_prose, priority=400)  # before napoleon reads it
   app.connect('build-finished', _check_complete)
