@@ -1,6 +1,6 @@
 """VGG-19 on CIFAR-100: channels by MACs, parameters or published ratios, and single weights.
 
-Arguments: granularity=channel|weights, budget=ratios|macs|params (weights: params|uniform|erk),
+Arguments: granularity=channels|weights, budget=ratios|macs|params (weights: params|uniform|erk),
 keep=FRACTION, method=ROW; without any, channels at 11.3 % of the MACs.
 
 Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline);
@@ -11,7 +11,7 @@ Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, r
        network is at hand: 80, 90 and 95 % are ours.
 Command: python -m dtp_jax.data.prepare cifar100
          python -m experiments.train --workdir=runs/vgg19 \
-           --config=configs/cifar100_vgg19.py:granularity=channel,budget=macs,keep=0.113
+           --config=configs/cifar100_vgg19.py:granularity=channels,budget=macs,keep=0.113
 Hardware: one GPU.
 Time: not run.
 Expected: not run; GReg-2 reports 67.75 % (74.02 % dense) at 8.84x, DepGraph 70.39 % (73.50 %) at
@@ -22,14 +22,12 @@ Expected: not run; GReg-2 reports 67.75 % (74.02 % dense) at 8.84x, DepGraph 70.
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
 from configs import grid
 
 BUDGETS = {
-  ('channel', 'macs'): (0.113, 0.112, 0.125),
-  ('channel', 'ratios'): {0.113: (('conv1_2', 0.3), ('conv[2-5]_*', 0.3))},
-  ('channel', 'params'): (0.0903,),  # what the ratios leave
+  ('channels', 'macs'): (0.113, 0.112, 0.125),
+  ('channels', 'ratios'): {0.113: (('conv1_2', 0.3), ('conv[2-5]_*', 0.3))},
+  ('channels', 'params'): (0.0903,),  # what the ratios leave
   ('weights', 'params'): (0.2, 0.1, 0.05),
   ('weights', 'uniform'): (0.2, 0.1, 0.05),
   ('weights', 'erk'): (0.2, 0.1, 0.05),
@@ -41,7 +39,7 @@ def get_config(arg: str = '') -> Any:
   choice = grid.read(arg, BUDGETS)
   config = grid.cifar(batch_size=256)
   config.data.name = 'cifar100'
-  config.model = ml_collections.ConfigDict({'name': 'vgg', 'depth': 19, 'width': 64})
+  config.model.update({'name': 'vgg', 'depth': 19, 'width': 64})
   config = grid.fill(config, choice, BUDGETS)
   return grid.runlocal(config, depth=13, width=4) if choice.runlocal else config
 

@@ -8,34 +8,25 @@ Hardware: one GPU. Time and expected result: not run in full; one epoch was, to 
 
 from typing import Any
 
-import ml_collections
-
-from configs import mnist_lenet
+from configs import default
 from configs.arguments import parse
 
 
 def get_config(arg: str = '') -> Any:
   """The config; `:runlocal` shrinks every stage to a few steps."""
-  config = mnist_lenet.get_config(arg)
-  config.prune.keep = 0.1
-  config.model = ml_collections.ConfigDict({'name': 'resnet_cifar', 'depth': 20})
+  choice = parse(arg)
+  config = default.get_config()
   config.baselines = ('dense', 'magnitude', 'gradual_magnitude')
-
+  config.model.update({'name': 'resnet_cifar', 'depth': 20})
   config.data.name = 'cifar10'
   config.data.batch_size = 128
   config.data.crop_padding = 4
   config.data.flip = True
-
-  config.optimizer.learning_rate = 0.1
-  config.optimizer.prune_learning_rate = 0.05
-  config.optimizer.weight_decay = 5e-4
-
-  if parse(arg).runlocal:
+  config.stages.dense = 160.0
+  config.stages.soft = 80.0
+  config.stages.hard = 40.0
+  config.eval_every = 5.0
+  if choice.runlocal:
     config.stages.dense = config.stages.soft = config.stages.hard = 0.02
     config.eval_every = 0.02
-  else:
-    config.stages.dense = 160.0
-    config.stages.soft = 80.0
-    config.stages.hard = 40.0
-    config.eval_every = 5.0
   return config

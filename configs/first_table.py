@@ -17,11 +17,15 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from configs import grid, mnist_lenet, mnist_mini
+from configs import default, grid
 from configs.arguments import parse
 
 DATA = ('mnist_mini', 'fashion_mnist')
-NETS = {'lenet': mnist_lenet, 'resnet8': mnist_mini}
+NETS = {
+  'lenet': {'name': 'lenet'},
+  'resnet8': {'name': 'resnet_cifar', 'depth': 8, 'width': 12, 'stem_strides': 2},
+}
+RATES = {'lenet': 0.05, 'resnet8': 0.1}  # of the dense stage
 BUDGETS = {'weights': (0.1, 0.05, 0.02), 'channels': (0.5, 0.3, 0.15)}
 ROWS = {'weights': grid.weights_rows, 'channels': grid.channels_rows}
 SCORE_RATES = {'weights': 1e-3, 'channels': 1e-2}
@@ -30,9 +34,11 @@ SCORE_RATES = {'weights': 1e-3, 'channels': 1e-2}
 def get_config(arg: str = '') -> Any:
   """One point: data, net, granularity; `crossed` is read by get_sweep alone."""
   choice = parse(arg, data=DATA, net=tuple(NETS), granularity=tuple(BUDGETS), crossed=False)
-  config = NETS[choice.net].get_config()
-  config.baselines = ()
+  config = default.get_config()
+  config.model.update(NETS[choice.net])
   config.data.name = choice.data
+  config.data.crop_padding = 2
+  config.optimizer.learning_rate = RATES[choice.net]
   config.prune.granularity = choice.granularity
   config.prune.of = 'macs' if choice.granularity == 'channels' else 'count'
   config.prune.keep = BUDGETS[choice.granularity][0]

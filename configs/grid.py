@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from configs import mnist_lenet
+from configs import default
 from configs.arguments import parse
 
 __all__ = [
@@ -36,9 +36,9 @@ _LEARNED = (
   'pdp',
 )
 _FIELDS = {
-  ('channel', 'macs'): {'granularity': 'channels', 'of': 'macs'},
-  ('channel', 'params'): {'granularity': 'channels', 'of': 'params'},
-  ('channel', 'ratios'): {'granularity': 'channels', 'of': 'count', 'scope': 'layer'},
+  ('channels', 'macs'): {'granularity': 'channels', 'of': 'macs'},
+  ('channels', 'params'): {'granularity': 'channels', 'of': 'params'},
+  ('channels', 'ratios'): {'granularity': 'channels', 'of': 'count', 'scope': 'layer'},
   ('weights', 'params'): {'granularity': 'weights', 'of': 'count'},
   ('weights', 'ratios'): {'granularity': 'weights', 'of': 'count', 'scope': 'layer'},
   ('weights', 'uniform'): {'granularity': 'weights', 'of': 'count', 'scope': 'layer'},
@@ -116,8 +116,8 @@ def fill(config: Any, choice: SimpleNamespace, budgets: Budgets) -> Any:
   config.prune.update({**_FIELDS[cell], 'keep': keep})
   if cell[1] == 'ratios':
     config.prune.ratios = _ratios(budgets[cell], keep)
-  config.optimizer.score_learning_rate = 1e-2 if cell[0] == 'channel' else 1e-3
-  uniform = '_uniform' if cell[0] == 'channel' and cell[1] != 'ratios' else ''
+  config.optimizer.score_learning_rate = 1e-2 if cell[0] == 'channels' else 1e-3
+  uniform = '_uniform' if cell[0] == 'channels' and cell[1] != 'ratios' else ''
   compared = ('l1_uniform' if uniform else 'magnitude', f'random{uniform}')
   config.baselines = ('dense', *compared)
   config.rows.update({name: rows[name] for name in compared})
@@ -153,7 +153,7 @@ def cifar(batch_size: int) -> Any:
   which is where fine-tuning begins: 120 epochs, a tenth at 60 and 90. The length of the soft stage
   is ours.
   """
-  config = mnist_lenet.get_config()
+  config = default.get_config()
   config.data.update({'crop_padding': 4, 'flip': True, 'batch_size': batch_size})
   config.stages.update({'dense': 200.0, 'soft': 60.0, 'hard': 120.0})
   config.optimizer.steps = (0.5, 0.75)
@@ -169,10 +169,10 @@ def imagenet(pretrained: str) -> Any:
   then 90 epochs of fine-tuning, a tenth at 30, 60 and 75. Without them 90 dense epochs at 0.1 come
   first, a tenth at 30 and 60.
   """
-  config = mnist_lenet.get_config()
-  config.pretrained = pretrained  # path of a state dict in torchvision's layout, or ''
+  config = default.get_config()
+  config.pretrained = pretrained
   config.data.update({'name': 'imagenet2012', 'crop_padding': 0, 'flip': True, 'batch_size': 256})
-  config.data.update({'image_size': 224, 'resize': 256, 'workers': 0, 'threads': 8, 'prefetch': 8})
+  config.data.eval_batch_size = 250  # divides the 50,000 held-out images
   config.stages.update({'dense': 0.0 if pretrained else 90.0, 'soft': 30.0, 'hard': 90.0})
   config.optimizer.steps = (1 / 3, 2 / 3)
   config.optimizer.prune_steps = (60 / 120, 90 / 120, 105 / 120)
@@ -192,7 +192,7 @@ def runlocal(config: Any, **model: Any) -> Any:
 def _greg(config, weight_decay):
   config.optimizer.update({
     'learning_rate': 0.1, 'prune_learning_rate': 0.01, 'schedule': 'steps', 'warmup': 0.0,
-    'momentum': 0.9, 'nesterov': False, 'weight_decay': weight_decay,
+    'momentum': 0.9, 'nesterov': False, 'weight_decay': weight_decay, 'label_smoothing': 0.0,
   })  # fmt: skip
   return config
 

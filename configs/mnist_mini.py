@@ -10,35 +10,28 @@ Hardware: 2 CPU cores. Time and expected result: see the table in README.md.
 
 from typing import Any
 
-import ml_collections
-
-from configs import mnist_lenet
+from configs import default
 from configs.arguments import parse
 
 
 def get_config(arg: str = '') -> Any:
   """The config; `:runlocal` shrinks every stage to a few steps."""
-  config = mnist_lenet.get_config(arg)
+  choice = parse(arg)
+  config = default.get_config()
   config.baselines = ('dense', 'l1_uniform', 'random_uniform')
   uniform = {'prune': {'scope': 'layer', 'importance': 'l1'}}
-  config.rows = ml_collections.ConfigDict({
-    'l1_uniform': {'method': 'magnitude', **uniform},
-    'random_uniform': {'method': 'random', **uniform},
-  })  # fmt: skip
-
+  config.rows.l1_uniform = {'method': 'magnitude', **uniform}
+  config.rows.random_uniform = {'method': 'random', **uniform}
   config.prune.granularity = 'channels'
   config.prune.of = 'macs'
   config.prune.keep = 0.4
-
-  config.model = ml_collections.ConfigDict(
-    {'name': 'resnet_cifar', 'depth': 8, 'width': 12, 'stem_strides': 2}
-  )
-  config.optimizer.learning_rate = 0.1
-  config.optimizer.prune_learning_rate = 0.05
+  config.model.update({'name': 'resnet_cifar', 'depth': 8, 'width': 12, 'stem_strides': 2})
+  config.data.crop_padding = 2
   config.optimizer.score_learning_rate = 0.01
-  if not parse(arg).runlocal:
-    config.stages.dense = 5.0
-    config.stages.soft = 3.0
-    config.stages.hard = 5.0
-    config.eval_every = 1.0
+  config.stages.dense = 5.0
+  config.stages.soft = 3.0
+  config.stages.hard = 5.0
+  if choice.runlocal:
+    config.stages.dense = config.stages.soft = config.stages.hard = 0.1
+    config.eval_every = 0.1
   return config

@@ -20,9 +20,8 @@ from absl import app, flags
 
 from dtp_jax.files import write_bytes, write_text
 from dtp_jax.report import page, plots
-from dtp_jax.report.compare import cells_of, select, studies_of
-from dtp_jax.report.published import read_published, that_match
-from dtp_jax.report.rows import Row, collect, read_csv, write_csv
+from dtp_jax.report.compare import cells_of, select, studies_of, that_match
+from dtp_jax.report.rows import Row, collect, read_csv, read_published, write_csv
 from dtp_jax.report.tables import markdown
 
 flags.DEFINE_string('out', None, 'Folder for runs.csv, table.md, index.html and the figures.')

@@ -17,7 +17,8 @@ import tqdm
 from absl import app, flags
 from ml_collections import config_flags
 
-from dtp_jax.train import sweep
+from dtp_jax.train import runner, sweep
+from dtp_jax.train.compilation import keep_compiled
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.recipe import Config
 
@@ -25,6 +26,7 @@ config_flags.DEFINE_config_file('config', None, 'Path of the config, as in confi
 flags.DEFINE_string('workdir', None, 'Folder of the sweep; created, or resumed if it is there.')
 flags.DEFINE_integer('seeds', 3, 'Seeds 0, 1, ... of every point.', lower_bound=1)
 flags.DEFINE_integer('processes', 1, 'Runs at a time.', lower_bound=1)
+flags.DEFINE_string('compilation_cache', None, 'Folder of what XLA compiled; see keep_compiled.')
 flags.DEFINE_bool('dry_run', False, 'Print the names of the runs and stop.')
 FLAGS = flags.FLAGS
 
@@ -48,20 +50,21 @@ def main(argv: list[str]) -> None:
   """Runs what is left of the sweep and says how it went."""
   del argv
   try:
-    runs = sweep.plan(points(), range(FLAGS.seeds))
+    runs = sweep.runs_of(points(), range(FLAGS.seeds))
     if FLAGS.dry_run:
       print('\n'.join(run.name for run in runs))
       return
+    keep_compiled(FLAGS.compilation_cache)
     with tqdm.tqdm(total=len(runs), unit='run') as bar:
 
-      def report(outcome: sweep.Outcome) -> None:
+      def report(outcome: runner.Outcome) -> None:
         bar.update()
         if outcome.status == 'failed':
           bar.write(f'{outcome.name} failed: {outcome.reason}', file=sys.stderr)
         if outcome.status == 'finished':
           bar.set_postfix_str(outcome.name)
 
-      outcomes = sweep.run_all(runs, FLAGS.workdir, processes=FLAGS.processes, report=report)
+      outcomes = runner.run_all(runs, FLAGS.workdir, processes=FLAGS.processes, report=report)
   except (ValueError, FileNotFoundError, ImportError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   failed = sum(outcome.status == 'failed' for outcome in outcomes)

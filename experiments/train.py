@@ -3,7 +3,8 @@
   python -m experiments.train --config=configs/mnist_mini.py --workdir=runs/mnist_mini
 
 Any field of the config can be set on the command line, as in --config.prune.keep=0.02 or
---config.seed=1. Run again with the same workdir, it resumes; the report is workdir/report.md.
+--config.seed=1. The baselines of the config fork from one dense network and lie in
+workdir/baselines. Run again with the same workdir, it resumes; the report is workdir/report.md.
 """
 
 import sys
@@ -13,27 +14,30 @@ from ml_collections import config_flags
 
 from dtp_jax import report
 from dtp_jax.export import run as slim
-from dtp_jax.train import loop
+from dtp_jax.train import runner, sweep
+from dtp_jax.train.compilation import keep_compiled
 from dtp_jax.train.flags import parse_flags
+from dtp_jax.train.loop import DivergedError
 
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')
 flags.DEFINE_string('workdir', None, 'Run folder; created, or resumed if it is there.')
+flags.DEFINE_string('compilation_cache', None, 'Folder of what XLA compiled; see keep_compiled.')
 FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  """Runs the config and its baselines, then writes the report."""
+  """Runs the config and its baselines, a small sweep, then writes the report."""
   del argv
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
-    summaries = loop.compare(FLAGS.config, FLAGS.workdir)
-    if summaries[0]['widths']:
+    keep_compiled(FLAGS.compilation_cache)
+    summaries = runner.run_here(sweep.with_baselines(FLAGS.config), FLAGS.workdir)
+    if summaries['.']['widths']:
       slim.finish(FLAGS.workdir)
-  except (ValueError, FileNotFoundError, ImportError, loop.DivergedError) as error:
+  except (ValueError, FileNotFoundError, ImportError, DivergedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   path = report.write_report(FLAGS.workdir)
-  print(report.table(summaries))
-  print(f'Report: {path}')
+  print(f'{report.table(FLAGS.workdir)}Report: {path}')
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import configs
+from configs import default
 from configs.arguments import parse
 from dtp_jax.budget import resolve
 from dtp_jax.data import sources
@@ -21,14 +22,14 @@ from dtp_jax.train.step import train_step
 from tests.graph.agreement import QUICK
 from tests.graph.models import randomized
 
-HELPERS = ('__init__', 'arguments', 'grid')
+HELPERS = ('__init__', 'arguments', 'default', 'grid')
 NAMES = sorted(
   path.stem for path in pathlib.Path(configs.__path__[0]).glob('*.py') if path.stem not in HELPERS
 )
 GRID = [
   name
   for name in NAMES
-  if ('channel', 'macs') in getattr(importlib.import_module(f'configs.{name}'), 'BUDGETS', ())
+  if ('channels', 'macs') in getattr(importlib.import_module(f'configs.{name}'), 'BUDGETS', ())
 ]
 SHAPES = {  # (H, W, C), classes, training images
   'mnist_mini': ((28, 28, 1), 10, 4_000),
@@ -108,6 +109,28 @@ def test_the_header_says_what_it_is_and_whether_it_was_run(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_the_fields_are_those_of_the_base_where_each_is_explained(name):
+  """But for attributes of the network, options of methods and rows, which have their own names."""
+  base, config = default.get_config(), module(name).get_config()
+  assert config.keys() == base.keys()
+  for section in ('prune', 'data', 'stages', 'optimizer'):
+    assert config[section].keys() == base[section].keys()
+  text = pathlib.Path(default.__file__).read_text()
+  for line in re.findall(r'^  config\.(?:.*) = .*', text, re.M):
+    assert '  # ' in line or line.endswith('= ml_collections.ConfigDict()'), line
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_no_config_starts_from_the_file_of_another(name):
+  text = pathlib.Path(module(name).__file__).read_text()
+  imported = {
+    n for line in re.findall(r'^from configs import (.*)', text, re.M) for n in line.split(', ')
+  }
+  assert imported <= {'default', 'grid'}
+  assert imported
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_unknown_arguments_are_refused(name):
   with pytest.raises(ValueError, match='fast'):
     module(name).get_config('fast')
@@ -118,8 +141,8 @@ def test_arguments_that_do_not_go_together_are_refused(name):
   get_config = module(name).get_config
   wrong = {
     'granularity=weights,budget=macs': 'granularity=weights,budget=params',
-    'granularity=channel,budget=macs,method=random': 'random_uniform',
-    'granularity=channel,budget=ratios,keep=0.01': 'ratios|channel,budget=macs',
+    'granularity=channels,budget=macs,method=random': 'random_uniform',
+    'granularity=channels,budget=ratios,keep=0.01': 'ratios|channels,budget=macs',
   }
   for arguments, words in wrong.items():
     with pytest.raises(ValueError, match=words):
@@ -128,7 +151,7 @@ def test_arguments_that_do_not_go_together_are_refused(name):
 
 @pytest.mark.parametrize('name', GRID)
 def test_a_published_point_is_the_default(name):
-  published = module(name).BUDGETS['channel', 'macs']
+  published = module(name).BUDGETS['channels', 'macs']
   config = module(name).get_config()
   assert (config.prune.granularity, config.prune.of) == ('channels', 'macs')
   assert config.prune.keep == published[0]
@@ -147,7 +170,7 @@ def test_the_sweep_has_every_method_at_every_budget_once(name):
     seen.setdefault((granularity, budget, float(keep)), set()).add(row)
     assert config.row == row
     assert config.prune.keep == float(keep)
-    assert config.prune.granularity == {'channel': 'channels'}.get(granularity, granularity)
+    assert config.prune.granularity == granularity
     assert bool(config.prune.ratios) == (budget == 'ratios')
     recipe.build_budget(config)
     json.dumps(json.loads(config.to_json_best_effort()))
@@ -155,7 +178,7 @@ def test_the_sweep_has_every_method_at_every_budget_once(name):
   learned = {'transportation', 'gradual_magnitude', 'straight_through', 'spartan', 'pdp'}
   for (granularity, budget, _), rows in seen.items():
     assert rows > learned
-    uniform = granularity == 'channel' and budget != 'ratios'
+    uniform = granularity == 'channels' and budget != 'ratios'
     assert 'random_uniform' in rows if uniform else 'random' in rows
   one = dict(module(name).get_sweep('runlocal,granularity=weights,budget=erk,keep=0.1,method=pdp'))
   assert list(one) == ['weights/erk/0.1/pdp']
@@ -180,9 +203,9 @@ def test_a_config_builds_at_full_size(name):
   [
     pytest.param(
       name, granularity,
-      marks=pytest.mark.slow if granularity == 'channel' and name in SLOW_TO_TRACE else (),
+      marks=pytest.mark.slow if granularity == 'channels' and name in SLOW_TO_TRACE else (),
     )
-    for name, granularity in itertools.product(GRID, ('channel', 'weights'))
+    for name, granularity in itertools.product(GRID, ('channels', 'weights'))
   ],
 )  # fmt: skip
 def test_every_published_budget_can_be_met_at_full_size(name, granularity):
@@ -213,18 +236,18 @@ SPEEDUPS = {
    for name in SPEEDUPS],
 )  # fmt: skip
 def test_published_ratios_give_the_published_speed_up(name):
-  prunable = elements(name, 'channel', runlocal=False)
+  prunable = elements(name, 'channels', runlocal=False)
   macs, params = prunable.costs['macs'], prunable.costs['params']
   left = {}
   for keep, (published, measured) in SPEEDUPS[name].items():
-    config = module(name).get_config(f'granularity=channel,budget=ratios,keep={keep}')
+    config = module(name).get_config(f'granularity=channels,budget=ratios,keep={keep}')
     counts = {p.names[0]: p.k for p in resolve(recipe.build_budget(config), prunable).problems}
     speedup = macs.total / macs.at(counts)
     assert abs(speedup - measured) < 5e-5
     assert abs(speedup - published) < (0.06 if name == 'cifar100_vgg19' else 0.005)
     assert abs(1 / keep - published) < 0.02  # what the file calls the point
     left[keep] = round(params.at(counts) / params.total, 3)
-  assert sorted(module(name).BUDGETS['channel', 'params']) == pytest.approx(
+  assert sorted(module(name).BUDGETS['channels', 'params']) == pytest.approx(
     sorted(left.values()), abs=1.1e-3
   )
 

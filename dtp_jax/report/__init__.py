@@ -1,5 +1,5 @@
-"""Reports: of one run folder (`run`), and over many runs (`rows` to `page`)."""
+"""Reports: of one run and its baselines (`run`), and over many runs (`rows` to `page`)."""
 
-from dtp_jax.report.run import load_summaries, table, write_report
+from dtp_jax.report.run import table, write_report
 
-__all__ = ['load_summaries', 'table', 'write_report']
+__all__ = ['table', 'write_report']

@@ -8,10 +8,20 @@ from typing import NamedTuple
 
 from scipy import special  # jax requires scipy
 
-from dtp_jax.report.rows import Row
+from dtp_jax.report.rows import Published, Row
 from dtp_jax.report.style import place
 
-__all__ = ['Cell', 'Difference', 'Line', 'cells_of', 'paired', 'select', 'studies_of']
+__all__ = [
+  'Cell',
+  'Difference',
+  'Line',
+  'by_row',
+  'cells_of',
+  'paired',
+  'select',
+  'studies_of',
+  'that_match',
+]
 
 _FILTERS = ('data', 'model', 'granularity', 'unit', 'keep')
 _NO_BUDGET = ('', '', 0.0)  # of a network that was trained dense only
@@ -182,3 +192,18 @@ def studies_of(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
   for cell in cells:
     studies.setdefault((cell.data, cell.model, cell.granularity, cell.unit), []).append(cell)
   return [tuple(study) for study in studies.values()]
+
+
+def by_row(study: Iterable[Cell]) -> dict[tuple[str, str], dict[float, Line]]:
+  """{(row, method): {kept fraction: line}} of some cells, in the order of tables."""
+  found: dict[tuple[str, str], dict[float, Line]] = {}
+  for cell in study:
+    for line in cell.lines:
+      found.setdefault((line.row, line.method), {})[cell.keep] = line
+  return {key: found[key] for key in sorted(found, key=lambda key: place(*key))}
+
+
+def that_match(published: Iterable[Published], cell: Cell) -> list[Published]:
+  """The figures of exactly this data set, network and granularity."""
+  wanted = (cell.data, cell.model, cell.granularity)
+  return [x for x in published if (x.data, x.model, x.granularity) == wanted]

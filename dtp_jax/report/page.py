@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtp_jax.report import tables
-from dtp_jax.report.compare import Cell
-from dtp_jax.report.published import Published, table_of, that_match
-from dtp_jax.report.rows import Row
+from dtp_jax.report.compare import Cell, that_match
+from dtp_jax.report.rows import Published, Row
 from dtp_jax.report.style import label
 
 __all__ = ['render']
@@ -68,7 +67,7 @@ def _study(study, figure, published) -> dict[str, Any]:
     'accuracy': tables.by_budget(study),
     'against_best': tables.against(study, 'best baseline'),
     'against_dense': tables.against(study, 'dense'),
-    'published': table_of(theirs),
+    'published': tables.of_published(theirs),
     'cells': [(tables.budget_name(c), tables.of_cell(c)) for c in study if c.granularity],
     'runs': tables.of_runs(study),
   }

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dtp_jax.report.compare import Cell, Line
-from dtp_jax.report.published import Published
-from dtp_jax.report.style import axes, label, mark, place
+from dtp_jax.report.compare import Cell, Line, by_row
+from dtp_jax.report.rows import Published
+from dtp_jax.report.style import axes, label, mark
 
 __all__ = ['accuracy_against_kept', 'png']
 
@@ -38,12 +38,10 @@ def accuracy_against_kept(study: Sequence[Cell], published: Iterable[Published] 
   published = list(published)
   figure, plot = axes(figsize=(6.8, 5.2))
   plot.set(xscale='log', yscale='log')
-  rows = sorted({(x.row, x.method) for c in study for x in c.lines}, key=lambda row: place(*row))
-  pruned = [row for row in rows if row[1] != 'dense']
+  pruned = [tuple(lines.values()) for (_, m), lines in by_row(study).items() if m != 'dense']
   step = _step(study, len(pruned))
   handles = [] if study[0].dense is None else [_draw_dense(plot, study[0].dense)]
-  for i, row in enumerate(pruned):
-    lines = [x for cell in study for x in cell.lines if (x.row, x.method) == row]
+  for i, lines in enumerate(pruned):
     handles.append(_draw_row(plot, lines, step ** (i - (len(pruned) - 1) / 2)))
   hollow = _draw_published(plot, published)
   _label_axes(plot, study, _best(study, published))

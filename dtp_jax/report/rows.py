@@ -1,4 +1,4 @@
-"""Finished runs as rows, one a run, in a CSV file that everything else is made from."""
+"""Finished runs as rows of a CSV file that everything else is made from; published figures too."""
 
 import csv
 import hashlib
@@ -7,12 +7,21 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtp_jax.files import read_json, write_text
 from dtp_jax.report.style import place
 
-__all__ = ['COLUMNS', 'Row', 'collect', 'model_key', 'read_csv', 'write_csv']
+__all__ = [
+  'COLUMNS',
+  'Published',
+  'Row',
+  'collect',
+  'model_key',
+  'read_csv',
+  'read_published',
+  'write_csv',
+]
 
 Row = dict[str, Any]
 
@@ -202,3 +211,58 @@ def _typed(path, name, text):
     return float(text) if name in _FRACTIONS else int(text)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{path} has {name} {text!r}; expected a number.') from error
+
+
+class Published(NamedTuple):
+  """One published figure; what its source does not say, or is not at hand, is ''.
+
+  Attributes:
+    data: name of the data set.
+    model: key of the network, as `model_key` writes it.
+    granularity: 'channels' or 'weights'.
+    method: its name there.
+    accuracy: percent.
+    base_accuracy: percent, of the dense network it started from.
+    speedup: dense over pruned MACs.
+    sparsity: percent of the weights that are gone.
+    at: the budget in the source's words, where it is neither of the two.
+    source: the paper.
+  """
+
+  data: str
+  model: str
+  granularity: str
+  method: str
+  accuracy: float | str
+  base_accuracy: float | str
+  speedup: float | str
+  sparsity: float | str
+  at: str
+  source: str
+
+  @property
+  def kept(self) -> float | None:
+    """Percent of the dense MACs (channels) or weights that is left; None if it is not said."""
+    if self.granularity == 'channels':
+      return 100 / self.speedup if isinstance(self.speedup, float) else None
+    return 100 - self.sparsity if isinstance(self.sparsity, float) else None
+
+
+def read_published(path: pathlib.Path) -> list[Published]:
+  """The figures in a CSV file with the fields of `Published` as columns.
+
+  Raises:
+    ValueError: other columns, a number that is none, or a figure without a source.
+  """
+  found = []
+  with path.open(newline='') as file:
+    reader = csv.DictReader(file)
+    if tuple(reader.fieldnames or ()) != Published._fields:
+      raise ValueError(f'{path} has {reader.fieldnames}; expected {list(Published._fields)}.')
+    for row in reader:
+      if not row['source']:
+        raise ValueError(f'{path} has a figure without a source: {row}.')
+      for name in ('accuracy', 'base_accuracy', 'speedup', 'sparsity'):
+        row[name] = float(row[name]) if row[name] else ''
+      found.append(Published(**row))
+  return found

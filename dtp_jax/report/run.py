@@ -1,4 +1,4 @@
-"""The report of a run folder: report.md, its table and its figures."""
+"""The report of one run and its baselines: report.md in the run folder, and its figures."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,44 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from dtp_jax.files import read_json, write_text
-from dtp_jax.report.style import INK, SECOND, axes, label
+from dtp_jax.files import read_json, write_bytes, write_text
+from dtp_jax.report.plots import png
+from dtp_jax.report.rows import collect
+from dtp_jax.report.style import axes, label, mark
+from dtp_jax.report.tables import Table, markdown
 from dtp_jax.train.folder import read_config
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.stages import Stages
 
-__all__ = ['load_summaries', 'table', 'write_report']
+__all__ = ['table', 'write_report']
 
-_COLORS = (INK, SECOND, '#7a9e7e', '#8c6bb1', '#999999')
+_SOFTNESS = '#d9822b'
 
 
-def load_summaries(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The summaries of a run folder, main run first, then its finished baselines.
+def table(workdir: str | pathlib.Path) -> str:
+  """A Markdown table of the finished runs of a folder, as in every other report.
 
   Raises:
-    FileNotFoundError: the main run has not finished.
+    FileNotFoundError, ValueError: see `dtp_jax.report.rows.collect`.
   """
-  workdir = pathlib.Path(workdir)
-  folders = [workdir, *(workdir / 'baselines' / n for n in read_config(workdir).baselines)]
-  if not (workdir / 'summary.json').exists():
-    raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
-  return [read_json(f / 'summary.json') for f in folders if (f / 'summary.json').exists()]
-
-
-def table(summaries: Sequence[dict[str, Any]]) -> str:
-  """A Markdown table of runs, the dense row first."""
-  unit = 'MACs' if summaries[0]['unit'] == 'macs' else summaries[0]['unit']
-  rows = [
-    f'| run | test accuracy | {unit}, requested | {unit}, achieved | parameters left | seconds |',
-    '|---|--:|--:|--:|--:|--:|',
-  ]
-  for s in sorted(summaries, key=lambda s: s['row'] != 'dense'):
-    share = s['achieved'] / s['total']
-    rows.append(
-      f'| {label(s["row"])} | {100 * s["accuracy"]:.1f} % | {s["requested"]:,} | '
-      f'{s["achieved"]:,} ({100 * share:.2f} %) | {s["parameters_left"]:,} | {s["seconds"]:.0f} |'
-    )
-  return '\n'.join(rows)
+  return markdown(collect([workdir])[0])
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -60,9 +43,10 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   Raises:
     FileNotFoundError: the run has not finished.
   """
-  workdir = pathlib.Path(workdir)
-  summaries = load_summaries(workdir)
-  config, main = read_config(workdir), summaries[0]
+  workdir = pathlib.Path(workdir).resolve()
+  if not (workdir / 'summary.json').exists():
+    raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
+  config, main = read_config(workdir), read_json(workdir / 'summary.json')
   environment = read_json(workdir / 'environment.json')
   versions = environment['versions']
   gap = 'none' if main['gap'] is None else f'{100 * main["gap"]:+.1f} points'
@@ -70,28 +54,36 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   lines = [
     f'# {config.model.name} on {config.data.name}: {label(config.method)}',
     '',
-    table(summaries),
-    '',
-    f'Seed {main["seed"]}, one run each; accuracy is that of the last epoch on the held-out split. '
-    'Baselines fork from the main run where its dense stage ends '
-    f'({_percent(main["dense_accuracy"])} there) and train on under the identical recipe; their '
-    'seconds do not hold the dense stage.',
+    table(workdir),
+    f'Seed {main["seed"]}, one run each; accuracy is that of the last epoch on the held-out split.',
+    *_dense_lines(workdir, main),
     '',
     *_slim_lines(workdir),
     f'- Stages in steps: {stages}.',
-    f'- Dense network: {main["parameters"]:,} parameters; budget over {main["total"]:,} '
-    f'({main["unit"]}).',
+    f'- Dense network: {main["parameters"]:,} parameters. Budget: {main["requested"]:,} of '
+    f'{main["total"]:,} ({main["unit"]}).',
     f'- Accuracy under the soft mask minus that of the hard mask when it was frozen: {gap}.',
     f'- Device: {environment["devices"]} x {environment["device"]}, {environment["cpus"]} CPUs; '
     f'Python {environment["python"]}, jax {versions["jax"]}, flax {versions["flax"]}, '
     f'optax {versions["optax"]}.',
     f'- Command: `{environment["command"]}`',
     '',
-    *_figures(workdir, summaries),
+    *_figure_lines(workdir, main),
   ]
   path = workdir / 'report.md'
   write_text(path, '\n'.join(lines) + '\n')
   return path
+
+
+def _dense_lines(workdir, main):
+  """What the rows share, where there are several."""
+  if not (workdir / 'baselines').exists() or main['dense_accuracy'] is None:
+    return []
+  return [
+    'All rows start from the dense network where its dense stage ends '
+    f'({100 * main["dense_accuracy"]:.1f} % there) and train on under the identical recipe; only '
+    'the seconds of the dense row hold that stage.'
+  ]
 
 
 def _slim_lines(workdir):
@@ -100,18 +92,21 @@ def _slim_lines(workdir):
     return []
   slim = read_json(workdir / 'slim.json')
   time, costs = slim['milliseconds'], slim['costs']
-  rows = [
-    f'| {name} | {costs["macs"][name]:,} | {costs["params"][name]:,} | '
-    f'{time[name]["median"]:.2f} | {time[name]["lower"]:.2f} to {time[name]["upper"]:.2f} |'
+  rows = tuple(
+    (
+      name,
+      f'{costs["macs"][name]:,}',
+      f'{costs["params"][name]:,}',
+      f'{time[name]["median"]:.2f}',
+      f'{time[name]["lower"]:.2f} to {time[name]["upper"]:.2f}',
+    )
     for name in ('dense', 'slim')
-  ]
+  )
+  timed = f'ms for {slim["batch_size"]} images'
   ratio = time['dense']['median'] / time['slim']['median']
   worst = max(check['difference'] / check['scale'] for check in slim['checks']['stablehlo'])
   return [
-    f'| network | MACs | parameters | ms for {slim["batch_size"]} images | quartiles |',
-    '|---|--:|--:|--:|--:|',
-    *rows,
-    '',
+    str(Table(('network', 'MACs', 'parameters', timed, 'quartiles'), rows)),
     f'The slim model is {ratio:.2f} times as fast (median of interleaved repeats on this device). '
     'It lies in slim/: variables.safetensors, kept.json and StableHLO for any batch size; its '
     f'outputs differ from those of the masked network by at most {worst:.1e} of the largest.',
@@ -119,102 +114,94 @@ def _slim_lines(workdir):
   ]
 
 
-def _figures(workdir, summaries):
+def _figure_lines(workdir, main):
   try:
-    import matplotlib
+    import matplotlib  # noqa: F401
   except ImportError:
     return ["Figures were left out: matplotlib is missing (`pip install 'dtp-jax[demo]'`)."]
-  matplotlib.use('agg')
-  (workdir / 'figures').mkdir(exist_ok=True)
-  captions = {
-    'training': (_draw_training, 'Test accuracy and softness of the mask over time.'),
-    'kept': (_draw_kept, 'Kept fraction of each layer.'),
-    'mask': (_draw_mask, 'The mask of the largest layer: dark weights are kept.'),
-    'widths': (_draw_widths, 'Channels of each group before (outline) and after.'),
+  summaries = [read_json(p) for p in sorted(workdir.glob('baselines/*/summary.json'))]
+  training, kept = _draw_training(workdir, main), _draw_kept([main, *summaries])
+  figures = {
+    'training': (training, 'Test accuracy and softness of the mask over time.'),
+    'kept': (kept, 'What is left of each layer.'),
   }
-  left_out = {'kept', 'mask'} if summaries[0]['widths'] else {'widths'}
-  captions = {name: value for name, value in captions.items() if name not in left_out}
+  if not main['widths']:
+    figures['mask'] = _draw_mask(workdir), 'The mask of the largest layer: dark weights are kept.'
+  (workdir / 'figures').mkdir(exist_ok=True)
   lines = []
-  for name, (draw, caption) in captions.items():
-    figure = draw(workdir, summaries)
-    figure.savefig(workdir / 'figures' / f'{name}.png', dpi=150)
+  for name, (figure, caption) in figures.items():
+    write_bytes(workdir / 'figures' / f'{name}.png', png(figure))
     lines += [f'![{caption}](figures/{name}.png)', '', caption, '']
   return lines
 
 
-def _draw_training(workdir, summaries):
+def _draw_training(workdir, main):
   figure, top = axes(figsize=(7.5, 3.8))
-  records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
-  train = [r for r in read_metrics(workdir) if r['kind'] == 'train']
-  start = 0
+  records = _records(workdir)
+  test, train = ([r for r in records if r['kind'] == kind] for kind in ('test', 'train'))
+  start, color = 0, mark(main['row'])[0]
   for name, shade in zip(Stages._fields, ('#ffffff', '#eef2f8', '#ffffff'), strict=True):
-    length = summaries[0]['stages'][name]
+    length = main['stages'][name]
     if length:
       top.axvspan(start, start + length, color=shade, zorder=0, linewidth=0)
       top.text(start + length / 2, 1.02, name, transform=top.get_xaxis_transform(), ha='center')
     start += length
-  steps = [r['step'] for r in records]
-  (present,) = top.plot(steps, [100 * r['accuracy'] for r in records], color=INK, marker='o', ms=3)
-  soft = [r for r in records if 'accuracy_hard' in r]
-  handles, names = [present], ['accuracy, present mask']
-  if soft:
-    values = [100 * r['accuracy_hard'] for r in soft]
-    (hard,) = top.plot(
-      [r['step'] for r in soft], values, color=INK, ls=':', marker='o', ms=3, mfc='w'
-    )
-    handles, names = [*handles, hard], [*names, 'accuracy, if hardened now']
-  top.set(xlabel='step', ylabel='test accuracy, %', xlim=(0, start), ylim=(0, 101))
+  handles = []
+  for field, style, name in (
+    ('accuracy', {}, 'accuracy, present mask'),
+    ('accuracy_hard', {'ls': ':', 'mfc': 'w'}, 'accuracy, if hardened now'),
+  ):
+    points = [(r['step'], 100 * r[field]) for r in test if field in r]
+    if points:
+      look = {'color': color, 'marker': 'o', 'ms': 3, **style}
+      handles += top.plot(*zip(*points, strict=True), label=name, **look)
+  top.set(xlabel='step', ylabel='test accuracy, %', ylim=(0, 101))
+  top.set_xlim(min(r['step'] for r in test), start)
   right = top.twinx()
   right.spines['top'].set_visible(False)
-  (line,) = right.plot(
-    [r['step'] for r in train], [r['softness'] for r in train], color=SECOND, lw=1
-  )
+  steps, softness = [r['step'] for r in train], [r['softness'] for r in train]
+  handles += right.plot(steps, softness, color=_SOFTNESS, lw=1, label='softness')
   right.set(ylabel='softness S', ylim=(0, None))
-  right.yaxis.label.set_color(SECOND)
-  top.legend([*handles, line], [*names, 'softness'], frameon=False, loc='center right')
+  right.yaxis.label.set_color(_SOFTNESS)
+  top.legend(handles=handles, frameon=False, loc='center right')
   return figure
 
 
-def _draw_kept(workdir, summaries):
-  del workdir
-  rows = [s for s in summaries if s['achieved'] < s['total']] or summaries
-  names = list(rows[0]['kept_per_array'])
-  figure, plot = axes(figsize=(7.5, 0.5 + 0.32 * len(names) * max(1, len(rows)) ** 0.7))
+def _records(workdir):
+  """Metrics of the run, behind those of the dense stage it forks from."""
+  own = read_metrics(workdir)
+  begin = min(r['step'] for r in own)
+  return [r for r in read_metrics(workdir / 'baselines' / 'dense') if r['step'] <= begin] + own
+
+
+def _draw_kept(summaries: Sequence[dict[str, Any]]):
+  """Bars of each layer for each pruned row: channels, the dense widths in outline, or percent."""
+  rows = [s for s in summaries if s['achieved'] < s['total']] or summaries[:1]
+  widths = rows[0]['widths']
+  names = list(widths or rows[0]['kept_per_array'])
+  figure, plot = axes(figsize=(7.5, 0.5 + 0.32 * len(names) * len(rows) ** 0.7))
+  if widths:
+    dense = [widths[name][0] for name in names]
+    plot.barh(names, dense, height=0.86, fill=False, edgecolor='#999999', label='dense')
   height = 0.8 / len(rows)
   for i, row in enumerate(rows):
     places = [y + (i - (len(rows) - 1) / 2) * height for y in range(len(names))]
-    values = [100 * row['kept_per_array'][name] for name in names]
-    color = _COLORS[i % 5]
+    if widths:
+      values = [row['widths'][name][1] for name in names]
+    else:
+      values = [100 * row['kept_per_array'][name] for name in names]
+    color = mark(row['row'])[0]
     bars = plot.barh(places, values, height=height, color=color, label=label(row['row']))
-    plot.bar_label(bars, fmt='%.1f', padding=2, fontsize=7)
+    plot.bar_label(bars, fmt='%d' if widths else '%.1f', padding=2, fontsize=7)
   plot.set_yticks(range(len(names)), names)
   plot.invert_yaxis()
-  plot.set(xlabel='kept, % of the layer')
+  plot.set(xlabel='channels' if widths else 'kept, % of the layer')
   plot.margins(x=0.1)
   plot.legend(frameon=False)
   return figure
 
 
-def _draw_widths(workdir, summaries):
-  del workdir
-  rows = [s for s in summaries if s['achieved'] < s['total']] or summaries
-  names = list(rows[0]['widths'])
-  figure, plot = axes(figsize=(7.5, 3.6))
-  width = 0.8 / len(rows)
-  dense = [rows[0]['widths'][name][0] for name in names]
-  plot.bar(range(len(names)), dense, width=0.86, fill=False, edgecolor='#999999', label='dense')
-  for i, row in enumerate(rows):
-    places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(names))]
-    kept = [row['widths'][name][1] for name in names]
-    bars = plot.bar(places, kept, width=width, color=_COLORS[i % 5], label=label(row['row']))
-    plot.bar_label(bars, fontsize=7)
-  plot.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
-  plot.set(ylabel='channels')
-  plot.legend(frameon=False, fontsize=8)
-  return figure
-
-
-def _draw_mask(workdir, summaries):
+def _draw_mask(workdir):
   with np.load(workdir / 'masks.npz') as masks:
     name = max(masks.files, key=lambda n: masks[n].size)
     mask = masks[name]
@@ -227,7 +214,3 @@ def _draw_mask(workdir, summaries):
   plot.set(xticks=(), yticks=())
   plot.spines[:].set_visible(True)
   return figure
-
-
-def _percent(accuracy):
-  return 'not measured' if accuracy is None else f'{100 * accuracy:.1f} %'

@@ -3,9 +3,7 @@
 import zlib
 from typing import Any
 
-__all__ = ['INK', 'SECOND', 'axes', 'label', 'mark', 'place']
-
-INK, SECOND = '#1f3b73', '#d9822b'
+__all__ = ['axes', 'label', 'mark', 'place']
 
 _LABELS = {
   'transportation': 'DTP (transportation)',

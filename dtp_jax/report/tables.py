@@ -1,12 +1,12 @@
 """The tables of a report, as cells of text; Markdown of them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from dtp_jax.report.compare import Cell, Difference, Line, cells_of, paired, studies_of
-from dtp_jax.report.rows import Row
-from dtp_jax.report.style import label, place
+from dtp_jax.report.compare import Cell, Difference, Line, by_row, cells_of, paired, studies_of
+from dtp_jax.report.rows import Published, Row
+from dtp_jax.report.style import label
 
 __all__ = [
   'Table',
@@ -16,6 +16,7 @@ __all__ = [
   'heading',
   'markdown',
   'of_cell',
+  'of_published',
   'of_runs',
   'percent',
   'summary',
@@ -96,7 +97,7 @@ def by_budget(study: Study) -> Table:
   """
   budgets = _budgets(study)
   rows = []
-  for (name, method), found in _by_row(study).items():
+  for (name, method), found in by_row(study).items():
     most = max(len(line.runs) for line in found.values())
     lines = (found.get(cell.keep) for cell in budgets or study)
     values = (_spread(line, most) if line else '' for line in lines)
@@ -115,7 +116,7 @@ def against(study: Study, other: str) -> Table:
   """
   budgets = _budgets(study)
   rows = []
-  for (name, method), found in _by_row(study).items():
+  for (name, method), found in by_row(study).items():
     if method == other:
       continue
     values = []
@@ -172,6 +173,21 @@ def of_runs(study: Study) -> Table:
   return Table((*header, 'config', 'folder'), rows)
 
 
+def of_published(found: Iterable[Published]) -> Table:
+  """Published figures as a table."""
+  rows = tuple(
+    (
+      x.method,
+      x.source,
+      f'{x.accuracy:.2f}' if isinstance(x.accuracy, float) else '',
+      f'{x.base_accuracy:.2f}' if isinstance(x.base_accuracy, float) else '',
+      _amount(x),
+    )
+    for x in found
+  )
+  return Table(('method', 'source', 'accuracy, %', 'of dense, %', 'at'), rows, texts=2)
+
+
 def _budgets(study):
   return [cell for cell in study if cell.granularity]
 
@@ -182,15 +198,6 @@ def budget_name(cell: Cell) -> str:
   unit = 'weights' if cell.granularity == 'weights' else unit
   unit = 'channels' if (cell.granularity, cell.unit) == ('channels', 'count') else unit
   return f'{percent(cell.keep)} of {unit}'
-
-
-def _by_row(study):
-  """{(row, method): {keep: line}} in the order of tables."""
-  found = {}
-  for cell in study:
-    for line in cell.lines:
-      found.setdefault((line.row, line.method), {})[cell.keep] = line
-  return {key: found[key] for key in sorted(found, key=lambda key: place(*key))}
 
 
 def _kept(line: Line, total: int | None, unit: str) -> str:
@@ -224,3 +231,9 @@ def _interval(difference: Difference, seeds: int) -> str:
     return f'{difference.mean:+.2f} (one seed)'
   fewer = '' if difference.n == seeds else f', n = {difference.n}'
   return f'{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f}{fewer})'
+
+
+def _amount(x):
+  if isinstance(x.speedup, float):
+    return f'{x.speedup:g}x fewer MACs'
+  return f'{x.sparsity:g} % zeros' if isinstance(x.sparsity, float) else x.at

@@ -76,7 +76,10 @@ class Checkpoints:
     args = ocp.args.Composite(**items, position=ocp.args.JsonRestore())
     found = self._manager.restore(step, args=args)
     restored = {_ITEMS[name]: found[name] for name in items}
-    step_array = jax.numpy.asarray(step, like.step.dtype)
+    # Restored arrays are tied to their device: a step that is not would compile the program twice.
+    step_array = jax.device_put(
+      jax.numpy.asarray(step, like.step.dtype), restored['rngs']['train'].sharding
+    )
     return dataclasses.replace(like, step=step_array, **restored), found['position']
 
   def close(self) -> None:

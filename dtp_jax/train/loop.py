@@ -26,38 +26,11 @@ from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, train_step
 from dtp_jax.trees import paths
 
-__all__ = ['DivergedError', 'compare', 'train_and_evaluate']
+__all__ = ['DivergedError', 'train_and_evaluate']
 
 
 class DivergedError(RuntimeError):
   """The loss became NaN or infinite."""
-
-
-def compare(config: Config, workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The run of a config and its baselines under the identical recipe.
-
-  The baselines in `config.baselines` fork from the main run where its dense stage ends: same
-  weights, optimizer state and order of the data. They lie in `workdir`/baselines. Each is the
-  config of the main run with the fields of `config.rows[name]` changed, or with the method `name`.
-
-  Args:
-    config: of the main run.
-    workdir: its run folder.
-
-  Returns:
-    The summaries, main run first (see `train_and_evaluate`).
-  """
-  data = sources.from_config(config.data)
-  main = train_and_evaluate(config, workdir, data=data)
-  summaries = [main]
-  for name in config.get('baselines', ()):
-    baseline = config.copy_and_resolve_references()  # ConfigDict(config) would share its parts
-    baseline.update(config.rows.get(name, {'method': name}))
-    baseline.update({'row': name, 'baselines': ()})
-    fork = workdir if main['stages']['dense'] else None
-    place = pathlib.Path(workdir) / 'baselines' / name
-    summaries.append(train_and_evaluate(baseline, place, data=data, fork=fork))
-  return summaries
 
 
 def train_and_evaluate(
@@ -70,7 +43,7 @@ def train_and_evaluate(
   """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
 
   Args:
-    config: see configs/mnist_lenet.py for every field.
+    config: see configs/default.py for every field.
     workdir: run folder; config.json, environment.json, metrics.jsonl, checkpoints/, masks.npz,
       pruned.npz and summary.json are written there.
     data: the data set, where it is loaded already; default: the one that `config.data` names.

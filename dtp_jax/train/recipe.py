@@ -41,7 +41,7 @@ def build(
   """The recipe of a run and what creates its state at step 0.
 
   Args:
-    config: see configs/mnist_lenet.py for every field.
+    config: see configs/default.py for every field.
     data: gives image shape, number of classes and channel statistics.
 
   Returns:

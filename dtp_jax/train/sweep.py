@@ -1,26 +1,19 @@
-"""Many runs: dense stages are shared, finished runs skipped, failures survived."""
+"""Which runs: every point of a sweep with every seed, or a config and its baselines.
 
-import concurrent.futures as futures
-import contextlib
-import functools
+Both are lists of runs that fork from shared dense ones; `runner` runs them.
+"""
+
 import hashlib
 import json
-import multiprocessing
-import os
 import pathlib
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import jax
 import ml_collections
 
-from dtp_jax.data import sources
-from dtp_jax.train import folder as run_folder
-from dtp_jax.train import loop
 from dtp_jax.train.recipe import Config
 
-__all__ = ['Outcome', 'Run', 'plan', 'run_all']
+__all__ = ['Run', 'runs_of', 'with_baselines']
 
 # What a dense run has in place of its point's own fields of pruning, which do not touch it.
 _UNPRUNED = {
@@ -41,7 +34,8 @@ class Run(NamedTuple):
   """One run of a sweep.
 
   Attributes:
-    name: path of its folder below the sweep's workdir, as in 'weights/0.05/spartan/seed0'.
+    name: path of its folder below the sweep's workdir, as in 'weights/0.05/spartan/seed0'; '.' is
+      the workdir itself.
     config: complete, with its seed.
     fork: name of the dense run whose dense stage it starts from; None trains its own.
   """
@@ -51,21 +45,7 @@ class Run(NamedTuple):
   fork: str | None
 
 
-class Outcome(NamedTuple):
-  """How a run ended.
-
-  Attributes:
-    name: see `Run`.
-    status: 'finished', 'skipped' (it was finished before) or 'failed'.
-    reason: of a failure, one line; the traceback is in log.txt of the run's folder.
-  """
-
-  name: str
-  status: str
-  reason: str = ''
-
-
-def plan(points: Iterable[tuple[str, Config]], seeds: Sequence[int]) -> list[Run]:
+def runs_of(points: Iterable[tuple[str, Config]], seeds: Sequence[int]) -> list[Run]:
   """The runs of a sweep: every point with every seed, and the dense runs they fork from.
 
   One dense run for each seed and each distinct set of fields outside of pruning (model, data,
@@ -88,129 +68,44 @@ def plan(points: Iterable[tuple[str, Config]], seeds: Sequence[int]) -> list[Run
   for seed in seeds:
     for name, config in points:
       config = _copy(config, seed=seed, baselines=())
-      fork = None
-      if config.stages.dense > 0 and config.method != 'dense':
-        trunk = _dense(config)
-        fork = f'dense/{_digest(trunk)}/seed{seed}'
-        runs.setdefault(fork, Run(fork, trunk, None))
-      _add(runs, Run(f'{name}/seed{seed}', config, fork))
+      trunk = _dense(config)
+      _add(runs, f'{name}/seed{seed}', config, f'dense/{_digest(trunk)}/seed{seed}', trunk)
   return list(runs.values())
 
 
-def run_all(
-  runs: Sequence[Run],
-  workdir: str | pathlib.Path,
-  *,
-  processes: int = 1,
-  report: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
-  """Runs a plan in processes of its own; run again, it goes on where it stopped.
+def with_baselines(config: Config) -> list[Run]:
+  """The runs of one config: its own, its baselines and the dense run that all of them fork from.
 
-  Each process takes one GPU if there are any (CUDA_VISIBLE_DEVICES), else an equal share of the
-  CPU cores. What was compiled is kept in `workdir`/compiled for the runs of other seeds.
+  A baseline is the config with the fields of `config.rows[name]` changed, or with the method
+  `name`. The config's own run lies in the workdir itself and the others in baselines/NAME; the
+  dense one is the row 'dense' as well. Without baselines there is one run, which trains its own
+  dense stage.
 
   Args:
-    runs: from `plan`.
-    workdir: of the whole sweep; a run has its folder below it.
-    processes: how many runs at a time, >= 1.
-    report: called with every outcome as it comes.
+    config: of the main run.
 
   Returns:
-    The outcomes, in the order of `runs`. A run that fails takes down only those that fork from it.
+    Runs, every one behind the run it forks from.
 
   Raises:
-    ValueError: `processes` < 1, or a folder that belongs to a run with another config.
+    ValueError: a baseline that changes what dense training depends on.
   """
-  if processes < 1:
-    raise ValueError(f'processes is {processes}; expected at least 1.')
-  workdir = pathlib.Path(workdir).absolute()
-  outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
-  waiting = [run for run in runs if run.name not in outcomes]
-  for outcome in outcomes.values():
-    report(outcome)
-  context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
-  places = context.Queue()
-  for index in range(processes):
-    places.put((index, processes))
-  pool = futures.ProcessPoolExecutor(processes, context, _settle, (places, workdir))
-  try:
-    going: dict[futures.Future, Run] = {}
-    while waiting or going:
-      ready = {run.name for run in waiting if run.fork is None or run.fork in outcomes}
-      for run in waiting:
-        if run.name in ready:
-          going[pool.submit(_attempt, run, workdir, _obstacle(run, outcomes))] = run
-      waiting = [run for run in waiting if run.name not in ready]
-      done, _ = futures.wait(going, return_when=futures.FIRST_COMPLETED)
-      for future in done:
-        outcome = future.result()
-        outcomes[going.pop(future).name] = outcome
-        report(outcome)
-  finally:
-    pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
-  return [outcomes[run.name] for run in runs]
-
-
-def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
-  """One run, in a worker process; its output goes to log.txt."""
-  if obstacle:
-    return Outcome(run.name, 'failed', obstacle)
-  place = workdir / run.name
-  place.mkdir(parents=True, exist_ok=True)
-  with (place / 'log.txt').open('a') as log, contextlib.redirect_stderr(log):
-    try:
-      data = _load(ml_collections.FrozenConfigDict(run.config.data))
-      fork = None if run.fork is None else workdir / run.fork
-      loop.train_and_evaluate(run.config, place, data=data, fork=fork)
-    except Exception as error:  # any failure is this run's alone
-      traceback.print_exc(file=log)
-      return Outcome(run.name, 'failed', f'{type(error).__name__}: {str(error).splitlines()[0]}')
-    finally:
-      jax.clear_caches()  # hundreds of runs in a process: their programs are on the disk
-  return Outcome(run.name, 'finished')
-
-
-@functools.lru_cache(maxsize=1)
-def _load(data):
-  return sources.from_config(data)
-
-
-def _settle(places: Any, workdir: pathlib.Path) -> None:
-  """Gives a new worker its device, before JAX looks for one."""
-  index, count = places.get()
-  gpus = _gpus()
-  if gpus and count > 1:
-    os.environ['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
-  elif count > 1 and hasattr(os, 'sched_setaffinity'):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[index::count] or cores)
-  jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def _gpus() -> list[str]:
-  """The NVIDIA GPUs this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
-  visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if visible is not None:
-    return [name for name in visible.split(',') if name]
-  numbers = (path.name.removeprefix('nvidia') for path in pathlib.Path('/dev').glob('nvidia*'))
-  return sorted((n for n in numbers if n.isdigit()), key=int)
-
-
-def _obstacle(run, outcomes):
-  """Why a run cannot begin, or nothing."""
-  if run.fork is None or outcomes[run.fork].status != 'failed':
-    return ''
-  return f'the run it forks from failed: {run.fork}'
-
-
-def _finished(run: Run, workdir: pathlib.Path) -> bool:
-  """Whether the run is done; raises if its folder belongs to another config."""
-  place = workdir / run.name
-  if not (place / 'config.json').exists():
-    return False
-  run_folder.check_config(run.config, place)
-  return (place / 'summary.json').exists()
+  if not config.baselines:
+    return [Run('.', config, None)]
+  trunk, place = _dense(config), 'baselines/dense'
+  runs: dict[str, Run] = {}
+  _add(runs, '.', config, place, trunk)
+  for name in config.baselines:
+    fields = config.rows.get(name, {'method': name})
+    baseline = _copy(_copy(config, **fields), row=name, baselines=())
+    if _digest(_dense(baseline)) != _digest(trunk):
+      raise ValueError(
+        f'rows.{name} changes a field that dense training depends on, and baselines share its '
+        'dense network; change that field of the whole config, or make it a point of get_sweep.'
+      )
+    if baseline.method != 'dense' or place not in runs:
+      _add(runs, f'baselines/{name}', baseline, place, trunk)
+  return list(runs.values())
 
 
 def _copy(config, **fields) -> Config:
@@ -221,7 +116,7 @@ def _copy(config, **fields) -> Config:
 
 def _dense(config):
   """The dense run of a point: trained on without masks for as long as the pruned ones."""
-  trunk = _copy(config, method='dense', row='dense')
+  trunk = _copy(config, method='dense', row='dense', baselines=(), imports=())
   trunk.methods = trunk.rows = ml_collections.ConfigDict()
   trunk.optimizer.score_learning_rate = 0.0
   trunk.prune.update({k: v for k, v in _UNPRUNED.items() if k in trunk.prune})
@@ -235,8 +130,12 @@ def _digest(config) -> str:
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _add(runs, run):
-  path = pathlib.PurePosixPath(run.name)
-  if path.is_absolute() or '..' in path.parts or run.name in runs:
-    raise ValueError(f'{run.name!r} is used twice, or is no relative path; see get_sweep.')
-  runs[run.name] = run
+def _add(runs: dict[str, Run], name: str, config: Config, place: str, trunk: Config) -> None:
+  """Adds a run, and in front of it the dense run at `place` where it forks from that."""
+  path = pathlib.PurePosixPath(name)
+  if path.is_absolute() or '..' in path.parts or name in runs:
+    raise ValueError(f'{name!r} is used twice, or is no relative path; see get_sweep.')
+  fork = place if config.stages.dense > 0 and config.method != 'dense' else None
+  if fork:
+    runs.setdefault(fork, Run(fork, trunk, None))
+  runs[name] = Run(name, config, fork)

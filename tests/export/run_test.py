@@ -9,7 +9,7 @@ from dtp_jax import export, report
 from dtp_jax.data import pipeline, sources
 from dtp_jax.export import run as slim
 from dtp_jax.files import read_json
-from dtp_jax.train import loop
+from dtp_jax.train import runner, sweep
 
 
 def _config():
@@ -22,9 +22,9 @@ def _config():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """(run folder, summaries) of the main run and one baseline at uniform width."""
+  """(run folder, summaries by name) of a run and one baseline at uniform width."""
   workdir = tmp_path_factory.mktemp('channels')
-  summaries = loop.compare(_config(), workdir)
+  summaries = runner.run_here(sweep.with_baselines(_config()), workdir)
   slim.finish(workdir)
   return workdir, summaries
 
@@ -33,7 +33,7 @@ def test_the_budget_is_met_and_maximal_in_macs(run):
   workdir, summaries = run
   found = slim.load_run(workdir)
   graph, counts = found.graph, {name: int(mask.sum()) for name, mask in found.hard.items()}
-  main = summaries[0]
+  main = summaries['.']
   assert main['unit'] == 'macs'
   assert main['achieved'] == graph.macs.at(counts) <= main['requested']
   for name, count in counts.items():
@@ -43,7 +43,7 @@ def test_the_budget_is_met_and_maximal_in_macs(run):
 
 
 def test_uniform_width_is_the_same_share_of_every_group(run):
-  _, (_, uniform) = run
+  uniform = run[1]['baselines/l1_uniform']
   assert uniform['row'] == 'l1_uniform'
   shares = [kept / dense for dense, kept in uniform['widths'].values()]
   one_channel = max(1 / dense for dense, _ in uniform['widths'].values())
@@ -51,25 +51,25 @@ def test_uniform_width_is_the_same_share_of_every_group(run):
 
 
 def test_the_saved_slim_model_has_the_reported_accuracy(run):
-  workdir, (main, _) = run
+  workdir, summaries = run
   data = sources.load('mnist_mini')
   images = pipeline.normalise(jnp.asarray(data.test['image']), data.mean, data.std)
   logits = export.load_slim(workdir / 'slim')(images)
   accuracy = np.mean(np.argmax(logits, -1) == data.test['label'])
-  np.testing.assert_allclose(accuracy, main['accuracy'], atol=2e-3)  # two images at a tie
+  np.testing.assert_allclose(accuracy, summaries['.']['accuracy'], atol=2e-3)  # two images at a tie
   leaves = export.load_slim(workdir / 'slim').variables['params']
   size = sum(leaf.size for module in leaves.values() for leaf in _arrays(module))
-  assert size == main['parameters_left']
+  assert size == summaries['.']['parameters_left']
 
 
 def test_the_report_shows_widths_and_the_slim_model(run):
   workdir, summaries = run
   text = report.write_report(workdir).read_text()
-  assert (workdir / 'figures' / 'widths.png').exists()
+  assert (workdir / 'figures' / 'kept.png').exists()
   costs = read_json(workdir / 'slim.json')['costs']
   assert f'{costs["macs"]["slim"]:,}' in text
   assert 'L1, uniform width' in text
-  assert f'{summaries[1]["achieved"]:,}' in text
+  assert f'{summaries["baselines/l1_uniform"]["achieved"]:,}' in text
 
 
 def _arrays(tree):

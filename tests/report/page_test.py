@@ -19,10 +19,9 @@ from configs import (
   imagenet_resnet50,
 )
 from dtp_jax.report import page, plots, style
-from dtp_jax.report.compare import cells_of, studies_of
-from dtp_jax.report.published import read_published, table_of, that_match
-from dtp_jax.report.rows import collect, model_key, read_csv, write_csv
-from dtp_jax.report.tables import markdown
+from dtp_jax.report.compare import cells_of, studies_of, that_match
+from dtp_jax.report.rows import collect, model_key, read_csv, read_published, write_csv
+from dtp_jax.report.tables import markdown, of_published
 from experiments import report
 from tests.report.conftest import write_run
 
@@ -142,7 +141,7 @@ def test_the_published_file_has_no_figure_of_the_paper_and_the_shares_it_says():
   np.testing.assert_allclose(greg.kept, 100 / 2.55)
   (rigl,) = [x for x in published if x.method == 'RigL']
   np.testing.assert_allclose(rigl.kept, 20)
-  assert table_of([greg]).rows[0][2:] == ('93.36', '93.36', '2.55x fewer MACs')
+  assert of_published([greg]).rows[0][2:] == ('93.36', '93.36', '2.55x fewer MACs')
 
 
 @pytest.mark.parametrize(

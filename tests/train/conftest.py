@@ -1,10 +1,12 @@
 """One finished run of the real main job in miniature, shared by the tests of the training loop."""
 
+import os
+
 import jax
 import pytest
 
 from configs import mnist_lenet
-from dtp_jax.train import loop
+from dtp_jax.train import runner, sweep
 
 
 def tiny_config():
@@ -16,13 +18,16 @@ def tiny_config():
   config.stages.dense = config.stages.soft = config.stages.hard = 0.192
   config.eval_every = 0.064
   config.log_every = 3
-  config.baselines = ('magnitude',)
+  config.baselines = ('dense', 'magnitude')
   return config
 
 
 @pytest.fixture(scope='session', autouse=True)
 def compiled(tmp_path_factory):
   """Runs of one config compile once: resumed and forked ones find the program here."""
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    yield
+    return
   jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
   yield
   jax.config.update('jax_compilation_cache_dir', None)
@@ -30,6 +35,6 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
-  """(run folder, summaries) of a run with one baseline."""
+  """(run folder, summaries by name) of a run with its baselines."""
   workdir = tmp_path_factory.mktemp('finished')
-  return workdir, loop.compare(tiny_config(), workdir)
+  return workdir, runner.run_here(sweep.with_baselines(tiny_config()), workdir)

@@ -12,8 +12,8 @@ from dtp_jax.data import pipeline, sources
 from dtp_jax.export import run as slim
 from dtp_jax.files import read_json
 from dtp_jax.report import rows
-from dtp_jax.train import loop
-from dtp_jax.train.metrics import read_metrics
+from dtp_jax.train import loop, runner, sweep
+from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import build
 from tests.train.conftest import tiny_config
 
@@ -31,20 +31,24 @@ def _records(workdir, kind):
 
 def test_every_step_is_logged_with_its_stage(finished):
   workdir, _ = finished
-  records = _records(workdir, 'train')
-  assert [r['step'] for r in records] == list(range(1, 3 * STEPS + 1))
-  assert [r['stage'] for r in records] == ['dense'] * STEPS + ['soft'] * STEPS + ['hard'] * STEPS
-  by_stage = {s: [r for r in records if r['stage'] == s] for s in ('dense', 'soft', 'hard')}
-  assert all(r['kept'] == 1 and r['softness'] == 0 for r in by_stage['dense'])
-  assert by_stage['soft'][0]['softness'] > 0.01
-  np.testing.assert_allclose([r['kept'] for r in by_stage['hard']], 0.05, atol=1e-3)
-  assert all(r['softness'] == 0 for r in by_stage['hard'])
+  dense, main = (_records(p, 'train') for p in (workdir / 'baselines' / 'dense', workdir))
+  assert [r['step'] for r in dense] == list(range(1, 3 * STEPS + 1))
+  assert [r['stage'] for r in dense] == ['dense'] * STEPS + ['hard'] * 2 * STEPS
+  assert all(r['kept'] == 1 and r['softness'] == 0 for r in dense)
+  assert [r['step'] for r in main] == list(range(STEPS + 1, 3 * STEPS + 1))
+  assert [r['stage'] for r in main] == ['soft'] * STEPS + ['hard'] * STEPS
+  soft, hard = main[:STEPS], main[STEPS:]
+  assert soft[0]['softness'] > 0.01
+  np.testing.assert_allclose([r['kept'] for r in hard], 0.05, atol=1e-3)
+  assert all(r['softness'] == 0 for r in hard)
 
 
 def test_evaluations_tell_soft_from_hard_and_each_array(finished):
   workdir, _ = finished
+  dense = _records(workdir / 'baselines' / 'dense', 'test')
+  assert [r['step'] for r in dense] == list(range(0, 3 * STEPS + 1, 4))
   records = {r['step']: r for r in _records(workdir, 'test')}
-  assert set(records) == set(range(0, 3 * STEPS + 1, 4))
+  assert list(records) == list(range(STEPS, 3 * STEPS + 1, 4))
   soft = records[2 * STEPS]
   assert soft['stage'] == 'soft'
   np.testing.assert_allclose(soft['gap'], soft['accuracy'] - soft['accuracy_hard'])
@@ -52,7 +56,8 @@ def test_evaluations_tell_soft_from_hard_and_each_array(finished):
 
 
 def test_the_hard_mask_is_exact_frozen_and_what_was_stored(finished):
-  workdir, (main, _) = finished
+  workdir, summaries = finished
+  main = summaries['.']
   masks, pruned = _arrays(workdir / 'masks.npz'), _arrays(workdir / 'pruned.npz')
   kept = sum(int(m.sum()) for m in masks.values())
   assert kept == main['achieved'] == main['requested'] == round(0.05 * main['total'])
@@ -63,7 +68,7 @@ def test_the_hard_mask_is_exact_frozen_and_what_was_stored(finished):
 
 def test_the_stored_network_has_the_reported_accuracy(finished):
   """An independent evaluation: pruned.npz alone, all test images at once, no masks."""
-  workdir, (main, _) = finished
+  workdir, summaries = finished
   config, data = tiny_config(), sources.load('mnist_mini')
   recipe, _ = build(config, data)
   params = {}
@@ -73,72 +78,82 @@ def test_the_stored_network_has_the_reported_accuracy(finished):
   images = pipeline.normalise(jnp.asarray(data.test['image']), data.mean, data.std)
   logits = recipe.apply({'params': params}, images, train=False)
   accuracy = np.mean(np.argmax(logits, -1) == data.test['label'])
-  np.testing.assert_allclose(accuracy, main['accuracy'], atol=1e-9)
+  np.testing.assert_allclose(accuracy, summaries['.']['accuracy'], atol=1e-9)
 
 
-def test_a_baseline_forks_where_the_dense_stage_ends(finished):
-  workdir, (main, magnitude) = finished
-  baseline = workdir / 'baselines' / 'magnitude'
-  at_fork = next(r for r in _records(workdir, 'test') if r['step'] == STEPS)
-  first = _records(baseline, 'test')[0]
-  assert first['step'] == STEPS
-  assert first['loss'] == at_fork['loss']
-  assert magnitude['stages'] == {'dense': STEPS, 'soft': 0, 'hard': 2 * STEPS}
-  assert magnitude['dense_accuracy'] == main['dense_accuracy'] == at_fork['accuracy']
+def test_all_rows_fork_where_the_dense_stage_ends(finished):
+  workdir, summaries = finished
+  assert list(summaries) == ['baselines/dense', '.', 'baselines/magnitude']
+  dense, main, magnitude = summaries.values()
+  trunk = _records(workdir / 'baselines' / 'dense', 'test')
+  at_fork = next(r for r in trunk if r['step'] == STEPS)
+  for name in ('.', 'baselines/magnitude'):
+    first = _records(workdir / name, 'test')[0]
+    assert first['step'] == STEPS
+    assert first['loss'] == at_fork['loss']
+  assert main['stages'] == {'dense': STEPS, 'soft': STEPS, 'hard': STEPS}
+  assert magnitude['stages'] == dense['stages'] == {'dense': STEPS, 'soft': 0, 'hard': 2 * STEPS}
+  assert {s['dense_accuracy'] for s in summaries.values()} == {at_fork['accuracy']}
   assert magnitude['achieved'] == main['achieved']
+  assert dense['achieved'] == dense['total'] == main['total']
 
 
 @pytest.mark.once
-def test_a_fork_of_the_same_method_is_the_same_run(finished, tmp_path):
+def test_a_run_alone_trains_its_own_dense_stage_and_is_the_same_run(finished, tmp_path):
   """Scores must learn in a fork as they do in the whole run: its optimizer starts late."""
-  workdir, _ = finished
-  loop.train_and_evaluate(tiny_config(), tmp_path, fork=workdir)
+  workdir, summaries = finished
+  config = tiny_config()
+  config.baselines = ()
+  (run,) = runs = sweep.with_baselines(config)
+  assert run == sweep.Run('.', config, None)
+  alone = runner.run_here(runs, tmp_path)['.']
+  assert {**alone, 'seconds': 0} == {**summaries['.'], 'seconds': 0}
+  assert [r['step'] for r in _records(tmp_path, 'train')] == list(range(1, 3 * STEPS + 1))
   ours, theirs = _arrays(tmp_path / 'pruned.npz'), _arrays(workdir / 'pruned.npz')
   for name in theirs:
     np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 @pytest.mark.parametrize('stop', [17, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_resumed_run_equals_the_uninterrupted_one(finished, tmp_path, monkeypatch, stop):
-  whole, _ = finished
-  config = tiny_config()
-  config.baselines = ('magnitude',)  # the config is the same; only the main run is trained here
-  draw = pipeline.IndexStream.__next__
+def test_resumed_runs_equal_the_uninterrupted_ones(finished, tmp_path, monkeypatch, stop):
+  """Each of the runs of a config is interrupted once: dense, in its soft stage, in its hard one."""
+  whole, summaries = finished
+  write, interrupted = MetricsWriter.write, []
 
-  def interrupt(self):
-    if self.step == stop:
+  def interrupt(self, kind, step, values):
+    folder = self._path.parent
+    if (kind, step) == ('train', stop) and folder not in interrupted:
+      interrupted.append(folder)
       raise KeyboardInterrupt
-    return draw(self)
+    write(self, kind, step, values)
 
-  monkeypatch.setattr(pipeline.IndexStream, '__next__', interrupt)
-  with pytest.raises(KeyboardInterrupt):
-    loop.train_and_evaluate(config, tmp_path)
-  monkeypatch.undo()
-  assert not (tmp_path / 'summary.json').exists()
-  loop.train_and_evaluate(config, tmp_path)
-  assert read_metrics(tmp_path) == read_metrics(whole)
-  for file in ('masks.npz', 'pruned.npz'):
-    ours, theirs = _arrays(tmp_path / file), _arrays(whole / file)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name])
+  monkeypatch.setattr(MetricsWriter, 'write', interrupt)
+  runs = sweep.with_baselines(tiny_config())
+  for run in runs:
+    with pytest.raises(KeyboardInterrupt):
+      runner.run_here(runs, tmp_path)
+    assert interrupted[-1] == tmp_path / run.name
+    assert not (tmp_path / run.name / 'summary.json').exists()
+  runner.run_here(runs, tmp_path)
+  for name in summaries:
+    assert read_metrics(tmp_path / name) == read_metrics(whole / name)
+    for file in ('masks.npz', 'pruned.npz'):
+      ours, theirs = _arrays(tmp_path / name / file), _arrays(whole / name / file)
+      assert ours.keys() == theirs.keys()
+      for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key])
 
 
 def test_rerunning_a_finished_run_changes_nothing(finished):
-  workdir, (main, _) = finished
-  before = {p: p.read_bytes() for p in workdir.glob('*') if p.suffix in ('.json', '.jsonl', '.npz')}
-  assert loop.train_and_evaluate(tiny_config(), workdir) == main
+  workdir, summaries = finished
+  files = [p for p in workdir.rglob('*') if p.suffix in ('.json', '.jsonl', '.npz')]
+  before = {p: p.read_bytes() for p in files}
+  assert runner.run_here(sweep.with_baselines(tiny_config()), workdir) == summaries
+  assert {p: p.read_bytes() for p in before} == before
+  fork = workdir / 'baselines' / 'dense'
+  assert loop.train_and_evaluate(tiny_config(), workdir, fork=fork) == summaries['.']
   after = {p: p.read_bytes() for p in before}
   assert {p.name for p in before if before[p] != after[p]} <= {'environment.json', 'masks.npz'}
-
-
-def test_baselines_leave_the_config_of_the_main_run_alone(finished):
-  """What one changes must not reach the next: a copied config shares nothing with its source."""
-  workdir, summaries = finished
-  config = tiny_config()
-  before = config.to_json_best_effort()
-  assert loop.compare(config, workdir) == summaries
-  assert config.to_json_best_effort() == before
 
 
 def test_another_config_is_refused_and_the_fields_are_listed(finished):
@@ -148,7 +163,7 @@ def test_another_config_is_refused_and_the_fields_are_listed(finished):
   config.optimizer.momentum = 0.5
   content = (workdir / 'config.json').read_bytes()
   with pytest.raises(ValueError, match='another config') as error:
-    loop.train_and_evaluate(config, workdir)
+    runner.run_here(sweep.with_baselines(config), workdir)
   assert 'prune.keep: 0.05 there, 0.1 asked' in str(error.value)
   assert 'optimizer.momentum: 0.9 there, 0.5 asked' in str(error.value)
   assert (workdir / 'config.json').read_bytes() == content
@@ -182,9 +197,11 @@ def test_the_report_shows_the_rows_and_its_figures(finished):
   workdir, summaries = finished
   path = report.write_report(workdir)
   text = path.read_text()
-  for summary in summaries:
-    assert f'{100 * summary["accuracy"]:.1f} %' in text
-    assert f'| {summary["requested"]:,} | {summary["achieved"]:,} (' in text
+  assert report.table(workdir) in text
+  for summary in summaries.values():
+    assert f'| {100 * summary["accuracy"]:.2f} |' in text
+    assert f'| {summary["achieved"]:,} of {summary["total"]:,} elements (' in text
+  assert f'Budget: {summaries["."]["requested"]:,} of' in text
   figures = sorted(p.name for p in (workdir / 'figures').iterdir())
   assert figures == ['kept.png', 'mask.png', 'training.png']
   assert all(f'figures/{name}' in text for name in figures)
@@ -194,10 +211,11 @@ def test_the_runs_of_a_folder_are_rows_with_what_their_summaries_say(finished):
   workdir, summaries = finished
   found, unfinished = rows.collect([workdir])
   assert not unfinished
-  assert [row['row'] for row in found] == ['transportation', 'magnitude']
-  for row, summary in zip(found, summaries, strict=True):
-    assert row['accuracy'] == summary['accuracy']
-    assert row['achieved'] == summary['achieved'] == round(0.05 * 2010)
+  assert [row['row'] for row in found] == ['dense', 'transportation', 'magnitude']
+  assert found[0]['accuracy'] == summaries['baselines/dense']['accuracy']
+  for row, name in zip(found[1:], ('.', 'baselines/magnitude'), strict=True):
+    assert row['accuracy'] == summaries[name]['accuracy']
+    assert row['achieved'] == summaries[name]['achieved'] == round(0.05 * 2010)
     assert (row['granularity'], row['unit'], row['keep']) == ('weights', 'count', 0.05)
     assert row['model'] == 'lenet(features=[2,4],hidden=[16])'
 

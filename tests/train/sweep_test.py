@@ -1,4 +1,4 @@
-"""Sweeps: the plan of runs, shared dense stages, failures that stay their own, resuming."""
+"""Sweeps: the list of runs, shared dense stages, failures that stay their own, resuming."""
 
 import ml_collections
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from configs import first_table
 from dtp_jax.files import read_json
-from dtp_jax.train import loop, sweep
+from dtp_jax.train import loop, runner, sweep
 from dtp_jax.train.metrics import read_metrics
 from tests.train.conftest import tiny_config
 
@@ -22,7 +22,7 @@ def test_every_point_runs_with_every_seed_behind_the_dense_run_it_forks_from():
     ('a', point(method='magnitude')),
     ('b', point(**{'method': 'spartan', 'prune.keep': 0.5})),
   ]
-  runs = sweep.plan(points, [3, 5])
+  runs = sweep.runs_of(points, [3, 5])
   assert [r.config.seed for r in runs] == [3, 3, 3, 5, 5, 5]
   assert [r.name for r in runs if r.fork] == ['a/seed3', 'b/seed3', 'a/seed5', 'b/seed5']
   dense = {r.name: r for r in runs if not r.fork}
@@ -51,12 +51,12 @@ def test_every_point_runs_with_every_seed_behind_the_dense_run_it_forks_from():
   ],
 )
 def test_what_dense_training_depends_on_makes_a_dense_run_of_its_own(field, value, shared):
-  runs = sweep.plan([('a', point()), ('b', point(**{field: value}))], [0])
+  runs = sweep.runs_of([('a', point()), ('b', point(**{field: value}))], [0])
   assert len([r for r in runs if r.fork is None]) == (1 if shared else 2)
 
 
 def test_without_a_dense_stage_nothing_is_forked():
-  runs = sweep.plan([('a', point(**{'stages.dense': 0.0}))], [0])
+  runs = sweep.runs_of([('a', point(**{'stages.dense': 0.0}))], [0])
   assert [(r.name, r.fork) for r in runs] == [('a/seed0', None)]
 
 
@@ -70,19 +70,74 @@ def test_without_a_dense_stage_nothing_is_forked():
     ([('/a', point())], [0], 'no relative path'),
   ],
 )
-def test_a_plan_that_cannot_be_is_refused(points, seeds, message):
+def test_a_sweep_that_cannot_be_is_refused(points, seeds, message):
   with pytest.raises(ValueError, match=message):
-    sweep.plan(points, seeds)
+    sweep.runs_of(points, seeds)
+
+
+UNIFORM = {'method': 'magnitude', 'prune': {'scope': 'layer', 'importance': 'l1'}}
+
+
+def with_baselines(*names, rows=None, **fields):
+  config = point(baselines=names, **fields)
+  config.rows.update(rows or {})
+  return config
+
+
+def test_a_run_with_baselines_is_a_small_sweep_around_its_own_folder():
+  config = with_baselines('magnitude', 'uniform', 'dense', rows={'uniform': UNIFORM}, seed=3)
+  before = config.to_json_best_effort()
+  runs = sweep.with_baselines(config)
+  names = ['baselines/dense', '.', 'baselines/magnitude', 'baselines/uniform']
+  assert [r.name for r in runs] == names
+  assert [r.fork for r in runs] == [None] + 3 * ['baselines/dense']
+  (point_of_sweep,) = [r for r in sweep.runs_of([('a', config)], [3]) if r.fork is None]
+  dense, main, magnitude, uniform = (r.config for r in runs)
+  assert dense.to_json_best_effort() == point_of_sweep.config.to_json_best_effort()
+  assert main.to_json_best_effort() == config.to_json_best_effort() == before
+  rows = [(c.row, c.method, c.prune.scope, c.prune.importance) for c in (magnitude, uniform)]
+  assert rows == [
+    ('magnitude', 'magnitude', 'global', 'l2'),
+    ('uniform', 'magnitude', 'layer', 'l1'),
+  ]
+  assert {c.seed for c in (dense, main, magnitude, uniform)} == {3}
+  uniform.prune.keep = 0.9  # what one changes must not reach another
+  assert config.to_json_best_effort() == before
+  assert magnitude.prune.keep == 0.05
+
+
+def test_the_dense_network_that_rows_fork_from_is_there_without_being_asked_for():
+  runs = sweep.with_baselines(with_baselines('magnitude'))
+  assert [(r.name, r.config.row) for r in runs[:2]] == [('baselines/dense', 'dense'), ('.', None)]
+
+
+def test_baselines_of_a_run_without_a_dense_stage_fork_from_nothing():
+  runs = sweep.with_baselines(with_baselines('dense', 'magnitude', **{'stages.dense': 0.0}))
+  places = ['.', 'baselines/dense', 'baselines/magnitude']
+  assert [(r.name, r.fork) for r in runs] == [(place, None) for place in places]
+
+
+@pytest.mark.parametrize(
+  ('names', 'rows', 'message'),
+  [
+    (('slow',), {'slow': {'optimizer': {'learning_rate': 1e-4}}}, 'rows.slow changes a field'),
+    (('magnitude', 'magnitude'), {}, 'used twice'),
+    (('../a',), {}, 'no relative path'),
+  ],
+)
+def test_baselines_that_cannot_be_compared_are_refused(names, rows, message):
+  with pytest.raises(ValueError, match=message):
+    sweep.with_baselines(with_baselines(*names, rows=rows))
 
 
 @pytest.fixture(scope='module')
 def swept(tmp_path_factory):
-  """(workdir, plan, outcomes): one point that works and one whose dense stage diverges."""
+  """(workdir, runs, outcomes): one point that works and one whose dense stage diverges."""
   workdir = tmp_path_factory.mktemp('swept')
   diverging = point(**{'method': 'magnitude', 'optimizer.learning_rate': 1e30})
-  runs = sweep.plan([('bad', diverging), ('good', point(method='magnitude'))], [0])
-  seen: list[sweep.Outcome] = []
-  outcomes = sweep.run_all(runs, workdir, processes=2, report=seen.append)
+  runs = sweep.runs_of([('bad', diverging), ('good', point(method='magnitude'))], [0])
+  seen: list[runner.Outcome] = []
+  outcomes = runner.run_all(runs, workdir, processes=2, report=seen.append)
   assert sorted(seen) == sorted(outcomes)
   return workdir, runs, outcomes
 
@@ -117,7 +172,7 @@ def test_a_run_of_a_sweep_is_the_run_itself(swept, tmp_path):
 def test_again_the_finished_are_skipped_and_the_failed_tried(swept):
   workdir, runs, _ = swept
   before = {p: p.read_bytes() for p in workdir.rglob('summary.json')}
-  again = sweep.run_all(runs, workdir)
+  again = runner.run_all(runs, workdir)
   assert [o.status for o in again] == ['failed', 'failed', 'skipped', 'skipped']
   assert {p: p.read_bytes() for p in workdir.rglob('summary.json')} == before
 
@@ -125,17 +180,17 @@ def test_again_the_finished_are_skipped_and_the_failed_tried(swept):
 @pytest.mark.once
 def test_a_workdir_of_another_sweep_is_refused_before_anything_runs(swept):
   workdir, _, _ = swept
-  runs = sweep.plan(
+  runs = sweep.runs_of(
     [('new', point()), ('good', point(**{'method': 'magnitude', 'prune.keep': 0.9}))], [0]
   )
   with pytest.raises(ValueError, match=r'prune\.keep: 0\.05 there, 0\.9 asked'):
-    sweep.run_all(runs, workdir)
+    runner.run_all(runs, workdir)
   assert not (workdir / 'new').exists()
 
 
 def test_processes_must_be_positive(tmp_path):
   with pytest.raises(ValueError, match='processes is 0'):
-    sweep.run_all([], tmp_path, processes=0)
+    runner.run_all([], tmp_path, processes=0)
 
 
 def test_the_first_table_has_the_cells_it_says():

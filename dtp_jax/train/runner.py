@@ -1,0 +1,187 @@
+"""Runs lists of runs: what is finished is skipped, and what was interrupted goes on."""
+
+import concurrent.futures as futures
+import contextlib
+import functools
+import multiprocessing
+import os
+import pathlib
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from dtp_jax.data import sources
+from dtp_jax.files import read_json
+from dtp_jax.train import folder as run_folder
+from dtp_jax.train import loop
+from dtp_jax.train.sweep import Run
+
+__all__ = ['Outcome', 'run_all', 'run_here']
+
+
+class Outcome(NamedTuple):
+  """How a run ended.
+
+  Attributes:
+    name: see `dtp_jax.train.sweep.Run`.
+    status: 'finished', 'skipped' (it was finished before) or 'failed'.
+    reason: of a failure, one line; the traceback is in log.txt of the run's folder.
+  """
+
+  name: str
+  status: str
+  reason: str = ''
+
+
+def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Runs one after the other in this process; run again, it goes on where it stopped.
+
+  Args:
+    runs: from `sweep.with_baselines` or `sweep.runs_of`.
+    workdir: of all of them.
+
+  Returns:
+    The summary of each by its name, see `dtp_jax.train.loop.train_and_evaluate`.
+
+  Raises:
+    ValueError: a folder that belongs to a run with another config; before anything runs.
+    FileNotFoundError, DivergedError: see `dtp_jax.train.loop.train_and_evaluate`.
+  """
+  workdir, runs = pathlib.Path(workdir).absolute(), list(runs)
+  # The config that was asked for first: it is refused with all of its fields, not with those alone
+  # that a run made from it shares.
+  asked_first = sorted(runs, key=lambda run: run.name != '.')
+  finished = {run.name for run in asked_first if _finished(run, workdir)}
+  for run in runs:
+    if run.name not in finished:
+      _train(run, workdir)
+  return {run.name: read_json(workdir / run.name / 'summary.json') for run in runs}
+
+
+def run_all(
+  runs: Sequence[Run],
+  workdir: str | pathlib.Path,
+  *,
+  processes: int = 1,
+  report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+  """Runs in processes of their own; run again, it goes on where it stopped.
+
+  Each process takes one GPU if there are any (CUDA_VISIBLE_DEVICES), else an equal share of the
+  CPU cores, and has the compilation cache of this one.
+
+  Args:
+    runs: from `sweep.runs_of`.
+    workdir: of the whole sweep; a run has its folder below it.
+    processes: how many runs at a time, >= 1.
+    report: called with every outcome as it comes.
+
+  Returns:
+    The outcomes, in the order of `runs`. A run that fails takes down only those that fork from it.
+
+  Raises:
+    ValueError: `processes` < 1, or a folder that belongs to a run with another config.
+  """
+  if processes < 1:
+    raise ValueError(f'processes is {processes}; expected at least 1.')
+  workdir = pathlib.Path(workdir).absolute()
+  outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
+  waiting = [run for run in runs if run.name not in outcomes]
+  for outcome in outcomes.values():
+    report(outcome)
+  context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
+  places = context.Queue()
+  for index in range(processes):
+    places.put((index, processes))
+  pool = futures.ProcessPoolExecutor(processes, context, _settle, (places, _cache()))
+  try:
+    going: dict[futures.Future, Run] = {}
+    while waiting or going:
+      ready = {run.name for run in waiting if run.fork is None or run.fork in outcomes}
+      for run in waiting:
+        if run.name in ready:
+          going[pool.submit(_attempt, run, workdir, _obstacle(run, outcomes))] = run
+      waiting = [run for run in waiting if run.name not in ready]
+      done, _ = futures.wait(going, return_when=futures.FIRST_COMPLETED)
+      for future in done:
+        outcome = future.result()
+        outcomes[going.pop(future).name] = outcome
+        report(outcome)
+  finally:
+    pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
+  return [outcomes[run.name] for run in runs]
+
+
+def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
+  """One run, in a worker process; its output goes to log.txt."""
+  if obstacle:
+    return Outcome(run.name, 'failed', obstacle)
+  place = workdir / run.name
+  place.mkdir(parents=True, exist_ok=True)
+  with (place / 'log.txt').open('a') as log, contextlib.redirect_stderr(log):
+    try:
+      _train(run, workdir)
+    except Exception as error:  # any failure is this run's alone
+      traceback.print_exc(file=log)
+      return Outcome(run.name, 'failed', f'{type(error).__name__}: {str(error).splitlines()[0]}')
+    finally:
+      jax.clear_caches()  # hundreds of runs in a process: their programs are on the disk
+  return Outcome(run.name, 'finished')
+
+
+def _train(run: Run, workdir: pathlib.Path) -> None:
+  data = _load(ml_collections.FrozenConfigDict(run.config.data))
+  fork = None if run.fork is None else workdir / run.fork
+  loop.train_and_evaluate(run.config, workdir / run.name, data=data, fork=fork)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(data):
+  return sources.from_config(data)
+
+
+def _cache() -> dict[str, Any]:
+  """The compilation cache of this process, as settings of JAX."""
+  names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+  return {name: jax.config.values[name] for name in names}
+
+
+def _settle(places: Any, cache: dict[str, Any]) -> None:
+  """Gives a new worker its device, before JAX looks for one, and the compilation cache."""
+  index, count = places.get()
+  gpus = _gpus()
+  if gpus and count > 1:
+    os.environ['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
+  elif count > 1 and hasattr(os, 'sched_setaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[index::count] or cores)
+  for name, value in cache.items():
+    jax.config.update(name, value)
+
+
+def _gpus() -> list[str]:
+  """The NVIDIA GPUs this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
+  visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if visible is not None:
+    return [name for name in visible.split(',') if name]
+  numbers = (path.name.removeprefix('nvidia') for path in pathlib.Path('/dev').glob('nvidia*'))
+  return sorted((n for n in numbers if n.isdigit()), key=int)
+
+
+def _obstacle(run, outcomes):
+  """Why a run cannot begin, or nothing."""
+  if run.fork is None or outcomes[run.fork].status != 'failed':
+    return ''
+  return f'the run it forks from failed: {run.fork}'
+
+
+def _finished(run: Run, workdir: pathlib.Path) -> bool:
+  """Whether the run is done; raises if its folder belongs to another config."""
+  place = workdir / run.name
+  if not (place / 'config.json').exists():
+    return False
+  run_folder.check_config(run.config, place)
+  return (place / 'summary.json').exists()
