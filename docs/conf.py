@@ -1,7 +1,7 @@
 """Builds the documentation, offline: `python -m sphinx -W --keep-going docs docs/_build/html`.
 
 Pages and notebooks are run in the build, and their outputs cached by their content and that of the
-code: in the folder of the environment variable DTP_DOCS_CACHE, else in docs/_build.
+code: in the folder of the environment variable DTP_DOCS_CACHE, else in docs/_build/cache.
 """
 
 import hashlib
@@ -15,9 +15,13 @@ import types
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-# For the processes that run the pages: this checkout, on the CPU.
+CACHE = pathlib.Path(os.environ.get('DTP_DOCS_CACHE') or ROOT / 'docs/_build/cache').absolute()
+# For the processes that run the pages: this checkout, on the CPU, compiling once what pages share.
 os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'compiled'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
 import dtp_jax  # noqa: E402
 
@@ -46,7 +50,11 @@ html_theme = 'sphinx_book_theme'
 html_title = f'dtp_jax {release}'
 html_static_path = ['_static']
 html_css_files = ['style.css']
-html_theme_options = {'show_navbar_depth': 2, 'use_download_button': False}
+html_theme_options = {
+  'navbar_persistent': [],  # the search field is in the sidebar
+  'show_navbar_depth': 2,
+  'use_download_button': False,
+}
 html_copy_source = False
 
 myst_enable_extensions = ['amsmath', 'colon_fence', 'deflist', 'dollarmath']
@@ -54,9 +62,7 @@ myst_heading_anchors = 3
 math_eqref_format = '({number})'
 
 nb_execution_mode = 'cache'
-nb_execution_cache_path = str(
-  pathlib.Path(os.environ.get('DTP_DOCS_CACHE', ROOT / 'docs/_build/outputs')) / _digest()
-)
+nb_execution_cache_path = str(CACHE / _digest())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
