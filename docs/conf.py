@@ -66,6 +66,7 @@ nb_execution_cache_path = str(CACHE / _digest())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'  # tables made by a page are tables
 nb_output_stderr = 'remove-warn'  # whoever reads a page should see no warning in it
 nb_number_source_lines = False
 

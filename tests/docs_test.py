@@ -17,7 +17,7 @@ SNIPPETS = [code for _, code in CELL.findall(TEXTS['docs/your_model.md'])]
 
 @pytest.mark.parametrize('snippet', SNIPPETS, ids=['linen', 'nnx', 'equinox', 'plain'])
 def test_a_snippet_prunes_by_being_copied(snippet):
-  """It trains, ends within its budget, and the smaller network computes what the masked one does."""
+  """It trains, ends within its budget, and the smaller network has the output of the masked one."""
   names: dict = {}
   with jax.numpy_rank_promotion('allow'):  # whoever copies it has JAX's defaults
     exec(compile(snippet, 'docs/your_model.md', 'exec'), names)
@@ -89,7 +89,9 @@ def test_versions_agree():
   version = re.search(r"__version__ = '(.*)'", (ROOT / 'dtp_jax/__init__.py').read_text())
   cited = re.search(r'^version: (.*)$', (ROOT / 'CITATION.cff').read_text(), re.M)
   logged = re.search(r'^## \[(\d.*?)\]', (ROOT / 'CHANGELOG.md').read_text(), re.M)
-  assert version and cited and logged
+  assert version
+  assert cited
+  assert logged
   assert version[1] == cited[1] == logged[1]
 
 
