@@ -16,7 +16,7 @@ import configs
 from configs import default
 from configs.arguments import parse
 from dtp_jax.budget import resolve
-from dtp_jax.data import sources
+from dtp_jax.data import Resident
 from dtp_jax.train import recipe
 from dtp_jax.train.step import train_step
 from tests.graph.agreement import QUICK
@@ -54,7 +54,7 @@ def dataset(name, examples=None):
     'label': np.broadcast_to(np.int32(1), (examples,)),
   }
   channels = (0.5,) * shape[-1]
-  return sources.Dataset(name, split, split, classes, channels, channels, verified=False)
+  return Resident(name, split, split, classes, channels, channels, verified=False)
 
 
 @functools.cache

@@ -1,11 +1,13 @@
 """Variables from torch are torch's networks; what does not fit is refused as a whole.
 
-Those that compare with torch need it (the extra test-torch) and are skipped without it.
+Logits are compared with stored ones of torch. Those that compare with torch itself need it (the
+extra test-torch) and are skipped without it.
 """
 
 import pickle
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from dtp_jax.models import VGG, LeNet, MobileNetV2, ResNet, from_torch
+from tests import torch_reference
 from tests.graph.agreement import QUICK
 from tests.graph.models import images
 
@@ -184,6 +187,36 @@ def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch):
     from_torch(tmp_path / 'net.pth', TINY)
 
 
+def torch_that(load, monkeypatch):
+  """Puts a module named torch in place that has no more than this `load`."""
+  monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(load=load))
+
+
+def test_torch_reads_a_file_without_running_code_in_it(tmp_path, monkeypatch):
+  calls = []
+  load = lambda path, **options: calls.append((path, options)) or resnet_state()
+  torch_that(load, monkeypatch)
+  for path in (tmp_path / 'net.pth', tmp_path / 'net.pt'):
+    assert_equal(from_torch(path, TINY), from_torch(resnet_state(), TINY))
+    assert calls.pop() == (path, {'map_location': 'cpu', 'weights_only': True})
+
+
+@pytest.mark.parametrize('error', [pickle.UnpicklingError, RuntimeError, EOFError])
+def test_what_torch_cannot_read_is_refused(tmp_path, monkeypatch, error):
+  def load(path, **options):
+    raise error('broken')
+
+  torch_that(load, monkeypatch)
+  with pytest.raises(ValueError, match=r'net.pth cannot be read as tensors alone.*: broken'):
+    from_torch(tmp_path / 'net.pth', TINY)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path, monkeypatch):
+  torch_that(lambda path, **options: [1, 2], monkeypatch)
+  with pytest.raises(ValueError, match='holds a list; expected a state dict'):
+    from_torch(tmp_path / 'net.pth', TINY)
+
+
 @pytest.fixture(scope='module')
 def theirs():
   """tests.torch_models, whose import skips the test where torch is not installed."""
@@ -203,18 +236,41 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize('name', OURS)
-def test_the_logits_are_those_of_torch(theirs, x64, name):
+def assert_logits(name, state, x, expected):
   """In float64 on both sides, where another padding or epsilon cannot pass for rounding."""
-  torch, module = theirs.torch, theirs.randomized(theirs.MODELS[name]())
-  x = np.asarray(images(2, 49, 38, 3), np.float64)  # odd and even sides under strides
-  variables = from_torch(module.state_dict(), OURS[name])
-  with torch.no_grad():
-    expected = module.double()(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
-  variables = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
-  logits = jax.jit(OURS[name].apply, compiler_options=QUICK)(variables, x)
+  variables = jax.tree.map(lambda a: np.asarray(a, np.float64), from_torch(state, OURS[name]))
+  logits = jax.jit(OURS[name].apply, compiler_options=QUICK)(variables, np.asarray(x, np.float64))
   assert np.abs(expected).max() > 0.1
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.fixture(scope='module')
+def stored():
+  return torch_reference.read()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize('name', OURS)
+def test_the_logits_are_those_stored_of_torch(stored, x64, name):
+  shapes, expected = stored[name]
+  assert_logits(name, torch_reference.state_of(shapes), torch_reference.images(), expected)
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_what_is_stored_is_what_torch_computes(theirs, stored, name):
+  shapes, logits = torch_reference.computed(name)
+  assert shapes == stored[name][0]
+  np.testing.assert_allclose(logits, stored[name][1], rtol=0, atol=1e-12 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_the_logits_are_those_of_torch(theirs, x64, name):
+  torch, module = theirs.torch, theirs.randomized(theirs.MODELS[name]())
+  x = images(*torch_reference.IMAGES)
+  with torch.no_grad():
+    double = torch.from_numpy(np.asarray(x, np.float64)).permute(0, 3, 1, 2)
+    expected = module.double()(double).numpy()
+  assert_logits(name, module.float().state_dict(), x, expected)
 
 
 def test_mapping_safetensors_and_pth_are_one(theirs, tmp_path):
@@ -224,7 +280,7 @@ def test_mapping_safetensors_and_pth_are_one(theirs, tmp_path):
   safetensors.numpy.save_file(arrays, tmp_path / 'net.safetensors')
   torch.save(state, tmp_path / 'net.pth')
   torch.save(state, tmp_path / 'net.pt', _use_new_zipfile_serialization=False)
-  x = images(2, 49, 38, 3)
+  x = images(*torch_reference.IMAGES)
   with torch.no_grad():
     expected = module(torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)).numpy()
   model = OURS['mobilenet_v2']

@@ -16,7 +16,6 @@ from jax import Array, lax
 
 from dtp_jax import transport
 from dtp_jax.budget.rounding import Cost, round_to_budget
-from dtp_jax.transport import priced
 
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 
@@ -187,19 +186,19 @@ class CostProblem:
     return jnp.asarray(self._hard_at(ranking, keep))
 
   def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
-    """`priced.soft_topk`."""
-    return priced.soft_topk(scores, keep=keep, epsilon=epsilon, cost=self._share)
+    """`transport.soft_topk` under the cost."""
+    return transport.soft_topk(scores, keep=keep, epsilon=epsilon, cost=self._share)
 
   def proximal(
     self, scores: Array, state: Array, *, keep: Any, **options: Any
   ) -> tuple[Array, Array]:
-    """`priced.proximal_step`."""
-    share, degree = self._share, self.cost.degree
-    return priced.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
+    """`transport.proximal_step` under the cost."""
+    share, degree = self._share, max(1, self.cost.degree)
+    return transport.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
 
   def rest_softness(self, keep: Any) -> Array:
     """4 q (1 - q), with q the kept fraction of channels that costs rho at uniform width."""
-    rest = priced.project(jnp.zeros(sum(self.sizes.values())), keep=keep, cost=self._share)
+    rest = transport.project(jnp.zeros(sum(self.sizes.values())), keep=keep, cost=self._share)
     q = jax.nn.sigmoid(rest[0])
     return 4 * q * (1 - q)
 

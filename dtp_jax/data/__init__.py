@@ -1,1 +1,5 @@
-"""Data: prepare official archives, load them as arrays, feed them to a jitted step."""
+"""Data sets: prepared once from official archives, loaded by name, batches for a jitted step."""
+
+from dtp_jax.data.dataset import Dataset as Dataset
+from dtp_jax.data.dataset import Resident as Resident
+from dtp_jax.data.loading import load as load

@@ -4,14 +4,17 @@ import gzip
 import hashlib
 import math
 import pathlib
+import shutil
 import struct
 import tarfile
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import tqdm
 
+_TIMEOUT = 60  # seconds without a byte
 _OR_RAW = (
   ', or unpack it and remove the archive: raw files are accepted and recorded as unverified.'
 )
@@ -43,45 +46,23 @@ class Archive(NamedTuple):
 
 
 class Source(NamedTuple):
-  """The raw files of one data set, in memory, or the archives too large for that.
+  """The official files of one data set.
 
   Attributes:
-    members: File name (no folder) to contents.
+    members: Raw files by name (no folder), in memory.
+    paths: Archives that are read in place, by their original names.
     verified: True if every byte came from an archive with the official checksum.
     files: What was read, as JSON-able {'file', 'bytes', 'sha256'}.
-    paths: Archives that are read in place, by their original names.
   """
 
-  members: dict[str, bytes]
+  members: Mapping[str, bytes]
+  paths: Mapping[str, pathlib.Path]
   verified: bool
-  files: tuple[dict[str, Any], ...]
-  paths: Mapping[str, pathlib.Path] = MappingProxyType({})
+  files: Sequence[Mapping[str, Any]]
 
 
-def from_paths(archives: Sequence[Archive], paths: Mapping[str, pathlib.Path]) -> Source:
-  """Reads archives that lie on this machine, each verified.
-
-  Args:
-    archives: The archives to read.
-    paths: Path of each archive by its url.
-
-  Returns:
-    The verified source.
-
-  Raises:
-    ChecksumError: An archive is not the official one.
-  """
-  members: dict[str, bytes] = {}
-  files = []
-  for archive in archives:
-    path = pathlib.Path(paths[archive.url])
-    files.append(_verify(path, archive))
-    members |= _unpack(path, archive)
-  return Source(members, True, tuple(files))
-
-
-def from_folder(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
-  """Reads each archive from `folder`, or the raw files it would unpack to.
+def read(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
+  """Verifies and reads archives in `folder`, or the raw files they would unpack to.
 
   An archive under its original name must have the official checksum. Where it is absent, its raw
   files are looked for in `folder` and in the subfolder they unpack to; they cannot be verified.
@@ -97,49 +78,46 @@ def from_folder(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
     FileNotFoundError: No such folder, or neither an archive nor its raw files are in it.
     ChecksumError: An archive is there but is not the official one.
   """
-  _check_folder(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder} is not a folder. Pass the folder that holds the files.')
   there = [a for a in archives if (folder / a.filename).is_file()]
-  raw = [a for a in archives if a not in there]
-  found = {name: _raw_path(folder, name) for a in raw for name in (*a.members, *a.optional)}
-  missing = [a for a in raw if not all(found[name] for name in a.members)]
+  absent = [a for a in archives if a not in there]
+  raw = {name: _raw_path(folder, name) for a in absent for name in (*a.members, *a.optional)}
+  missing = [a for a in absent if not a.members or not all(raw[name] for name in a.members)]
   if missing:
-    lines = [f'  {a.filename}, or unpacked: {", ".join(a.members)}' for a in missing]
-    raise FileNotFoundError(
-      f'{folder} lacks\n' + '\n'.join(lines) + '\nPut these files there under these names.'
-    )
-  source = from_paths(there, {a.url: folder / a.filename for a in there})
-  members, files = dict(source.members), list(source.files)
-  for path in filter(None, found.values()):
-    members[path.name] = path.read_bytes()
-    digest = hashlib.sha256(members[path.name]).hexdigest()
-    files.append({'file': path.name, 'bytes': len(members[path.name]), 'sha256': digest})
-  return Source(members, not raw, tuple(files))
+    lines = ''.join(map(_wanted, missing))
+    raise FileNotFoundError(f'{folder} lacks\n{lines}Put these files there under these names.')
+  members: dict[str, bytes] = {}
+  paths, files = {}, []
+  for archive in there:
+    path = folder / archive.filename
+    files.append(_verify(path, archive))
+    if archive.members:
+      members |= _unpack(path, archive)
+    else:
+      paths[archive.filename] = path
+  for path in filter(None, raw.values()):
+    data = members[path.name] = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    files.append({'file': path.name, 'bytes': len(data), 'sha256': digest})
+  return Source(members, paths, not absent, files)
 
 
-def packed(archives: Sequence[Archive], folder: pathlib.Path) -> Source:
-  """Verifies archives in `folder` and leaves them there, to be read in place.
-
-  Args:
-    archives: The archives of one data set.
-    folder: A folder, only read.
-
-  Returns:
-    The verified source; `paths` is filled, `members` is empty.
+def download(archives: Sequence[Archive], folder: pathlib.Path) -> None:
+  """Downloads archives into `folder` under their original names; `read` verifies them.
 
   Raises:
-    FileNotFoundError: No such folder, or it lacks archives.
-    ChecksumError: An archive is not the official one.
+    OSError: No network, or a file is not there.
   """
-  _check_folder(folder)
-  missing = [a for a in archives if not (folder / a.filename).is_file()]
-  if missing:
-    lines = [f'  {a.filename}, {a.size:,} bytes' for a in missing]
-    raise FileNotFoundError(
-      f'{folder} lacks\n' + '\n'.join(lines) + '\nPut these archives there, not unpacked.'
-    )
-  paths = {a.filename: folder / a.filename for a in archives}
-  files = tuple(_verify(paths[a.filename], a) for a in archives)
-  return Source({}, True, files, paths)
+  for archive in archives:
+    with (
+      urllib.request.urlopen(archive.url, timeout=_TIMEOUT) as response,
+      (folder / archive.filename).open('wb') as file,
+      tqdm.tqdm.wrapattr(
+        response, 'read', total=archive.size, desc=archive.filename, disable=None
+      ) as body,
+    ):
+      shutil.copyfileobj(body, file)
 
 
 def tar_names(path: pathlib.Path) -> list[str]:
@@ -165,24 +143,6 @@ def tar_files(
       file = archive.extractfile(item)
       if file is not None:  # a folder
         yield item.name, file
-
-
-def no_download(name: str, archives: Sequence[Archive], account: str) -> FileNotFoundError:
-  """Returns the error for archives that only registered users may download."""
-  files = '\n'.join(f'  {a.filename}, {a.size:,} bytes, sha256 {a.sha256}' for a in archives)
-  return FileNotFoundError(
-    f'{name} cannot be downloaded without an account. Register at {account}, put\n{files}\n'
-    f'into one folder, not unpacked, and run: python -m dtp_jax.data.prepare {name} --from FOLDER'
-  )
-
-
-def no_network(name: str, archives: Sequence[Archive], error: Exception) -> ConnectionError:
-  """Returns the error of a failed download, which says how to do without one."""
-  urls = '\n'.join(f'  {archive.url}' for archive in archives)
-  return ConnectionError(
-    f'The download of {name} failed: {error}\nFetch on a machine with a network\n{urls}\n'
-    f'and run: python -m dtp_jax.data.prepare {name} --from FOLDER'
-  )
 
 
 def read_idx(name: str, data: bytes) -> np.ndarray:
@@ -239,11 +199,6 @@ def read_cifar(name: str, data: bytes, label_bytes: int) -> tuple[np.ndarray, np
   return np.ascontiguousarray(images), rows[:, :label_bytes]
 
 
-def _check_folder(folder: pathlib.Path) -> None:
-  if not folder.is_dir():
-    raise FileNotFoundError(f'{folder} is not a folder. Pass the folder that holds the files.')
-
-
 def _verify(path: pathlib.Path, archive: Archive) -> dict[str, Any]:
   """Returns the file's record, or raises ChecksumError."""
   with path.open('rb') as file:
@@ -279,3 +234,9 @@ def _raw_path(folder: pathlib.Path, member: str) -> pathlib.Path | None:
     if path.is_file():
       return path
   return None
+
+
+def _wanted(archive: Archive) -> str:
+  """The line of an error that asks for an archive."""
+  raw = f', or unpacked: {", ".join(archive.members)}' if archive.members else ', not unpacked'
+  return f'  {archive.filename}, {archive.size:,} bytes{raw}\n'

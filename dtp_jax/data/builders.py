@@ -7,9 +7,8 @@ hence in the same order, imagenet2012 in the order of its archives.
 """
 
 import functools
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,17 +16,18 @@ import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from dtp_jax.data import archives as archives_lib
+from dtp_jax.files import write_json
 
 PROVENANCE = 'provenance.json'
 
+Example = dict[str, Any]
 Labels = Mapping[str, np.ndarray]
 
 
 class _Builder(FileReaderBuilder, skip_registration=True):
-  """What all builders share; `source` None downloads the archives.
+  """What all builders share; `source` is needed to prepare, not to read what is prepared.
 
   Attributes:
     url_infos: Official size, checksum and name of each archive by url, as TFDS publishes them.
@@ -39,27 +39,36 @@ class _Builder(FileReaderBuilder, skip_registration=True):
   counts: ClassVar[Mapping[str, int]]
   account: ClassVar[str] = ''
 
-  def __init__(self, *, source: archives_lib.Source | None = None, **kwargs: Any):
-    self._source = source
+  def __init__(self, *, source: Any = None, **kwargs: Any):
+    self._source: archives_lib.Source = source
     super().__init__(file_format='array_record', **kwargs)
 
   @classmethod
   def archives(cls) -> tuple[archives_lib.Archive, ...]:
     """Returns the official archives of this data set."""
-    raise NotImplementedError
+    return tuple(
+      archives_lib.Archive(url, file, int(info.size), info.checksum, *cls._members(file))
+      for url, info in cls.url_infos.items()
+      for file in [info.filename or url.rpartition('/')[2]]
+    )
 
   @classmethod
-  def source(cls, folder: pathlib.Path) -> archives_lib.Source:
-    """Returns the verified archives of `folder`, or its raw files: `archives.from_folder`."""
-    return archives_lib.from_folder(cls.archives(), folder)
+  def _members(cls, archive: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the raw files in an archive, needed and optional; none if it is read in place."""
+    raise NotImplementedError
 
   def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
     super()._download_and_prepare(dl_manager, download_config)  # pyright: ignore[reportAbstractUsage]
-    assert self._source is not None
-    record = {'verified': self._source.verified, 'files': self._source.files}
+    for split, expected in self.counts.items():
+      found = self.info.splits[split].num_examples
+      if found != expected:
+        raise ValueError(
+          f'{self.name} has {found:,} images in its {split} split, the official one {expected:,}. '
+          'A file is cut short or of another data set: copy or download it again.'
+        )
     # Inside the temporary folder, which is renamed as a whole: never a data set without its record.
-    path = pathlib.Path(self.data_dir) / PROVENANCE
-    path.write_text(json.dumps(record, indent=2) + '\n')
+    record = {'verified': self._source.verified, 'files': self._source.files}
+    write_json(pathlib.Path(self.data_dir) / PROVENANCE, record)
 
 
 class _Arrays(_Builder, tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -70,21 +79,10 @@ class _Arrays(_Builder, tfds.core.GeneratorBasedBuilder, skip_registration=True)
     raise NotImplementedError
 
   def _split_generators(self, dl_manager: Any) -> Any:
-    if self._source is None:
-      archives = self.archives()
-      self._source = archives_lib.from_paths(archives, _download(dl_manager, self.name, archives))
-    splits = self._arrays(self._source.members)
-    for split, (images, labels) in splits.items():
-      for key, values in {'images': images, **labels}.items():
-        if len(values) != self.counts[split]:
-          raise ValueError(
-            f'{self.name} has {len(values):,} {key} in its {split} split, the official one '
-            f'{self.counts[split]:,}. A file is cut short or of another data set: copy it again.'
-          )
     features: Any = self.info.features
     return {
       split: _examples(images, labels, id_prefix=f'{split}_' if 'id' in features else None)
-      for split, (images, labels) in splits.items()
+      for split, (images, labels) in self._arrays(self._source.members).items()
     }
 
 
@@ -92,93 +90,91 @@ class _Idx(_Arrays, skip_registration=True):
   """MNIST and what shares its format and file names."""
 
   counts: ClassVar = {'train': 60_000, 'test': 10_000}
-  _prefixes: ClassVar = {'train': 'train', 'test': 't10k'}
 
   @classmethod
-  def archives(cls) -> tuple[archives_lib.Archive, ...]:
-    return tuple(
-      archives_lib.Archive(
-        url, info.filename, int(info.size), info.checksum, (info.filename.removesuffix('.gz'),)
-      )
-      for url, info in cls.url_infos.items()
-    )
+  def _members(cls, archive: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (archive.removesuffix('.gz'),), ()
 
   def _arrays(self, members: Mapping[str, bytes]) -> dict[str, tuple[np.ndarray, Labels]]:
     splits = {}
-    for split, prefix in self._prefixes.items():
-      images, labels = (
-        archives_lib.read_idx(name, members[name])
-        for name in (f'{prefix}-images-idx3-ubyte', f'{prefix}-labels-idx1-ubyte')
-      )
-      if images.shape[1:] != (28, 28) or labels.ndim != 1:
+    for split, prefix in {'train': 'train', 'test': 't10k'}.items():
+      names = f'{prefix}-images-idx3-ubyte', f'{prefix}-labels-idx1-ubyte'
+      images, labels = (archives_lib.read_idx(name, members[name]) for name in names)
+      if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
         raise ValueError(
-          f'{prefix}-images-idx3-ubyte has shape {images.shape} and {prefix}-labels-idx1-ubyte '
-          f'{labels.shape}, expected [N, 28, 28] and [N]. Were the two files exchanged?'
+          f'{names[0]} has shape {images.shape} and {names[1]} {labels.shape}, expected '
+          '[N, 28, 28] and [N]. Were the two files exchanged, or is one of another data set?'
         )
       splits[split] = (images[..., None], {'label': labels})
     return splits
 
 
 class _Cifar(_Arrays, skip_registration=True):
-  """CIFAR-10 and CIFAR-100, the binary versions."""
+  """CIFAR-10 and CIFAR-100, the binary versions.
+
+  Attributes:
+    folder: In the archive.
+    split_files: Names of the files of each split.
+    label_files: Names of the files with the names of classes, by feature, in the order of labels.
+  """
 
   counts: ClassVar = {'train': 50_000, 'test': 10_000}
+  folder: ClassVar[str]
+  split_files: ClassVar[Mapping[str, Sequence[str]]]
+  label_files: ClassVar[Mapping[str, str]]
 
   @classmethod
-  def archives(cls) -> tuple[archives_lib.Archive, ...]:
-    layout = _cifar_layout(cls)
-    info = cls.url_infos[layout.url]
-    members, optional = (
-      tuple(layout.prefix + name for name in names)
-      for names in (layout.train_files + layout.test_files, layout.label_files)
-    )
-    return (
-      archives_lib.Archive(
-        layout.url, info.filename, int(info.size), info.checksum, members, optional
-      ),
-    )
+  def _members(cls, archive: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    needed = (f'{cls.folder}/{name}' for names in cls.split_files.values() for name in names)
+    return tuple(needed), tuple(f'{cls.folder}/{name}' for name in cls.label_files.values())
 
   def _arrays(self, members: Mapping[str, bytes]) -> dict[str, tuple[np.ndarray, Labels]]:
-    layout = _cifar_layout(type(self))
     features: Any = self.info.features
-    for key, name in zip(layout.label_keys, layout.label_files, strict=True):
+    for key, name in self.label_files.items():
       if name in members:
         features[key].names = [line for line in members[name].decode().split('\n') if line]
     splits = {}
-    for split, names in {'train': layout.train_files, 'test': layout.test_files}.items():
-      parts = [archives_lib.read_cifar(n, members[n], len(layout.label_keys)) for n in names]
-      labels = np.concatenate([labels for _, labels in parts])
-      columns = {key: labels[:, i] for i, key in enumerate(layout.label_keys)}
-      splits[split] = (np.concatenate([images for images, _ in parts]), columns)
+    for split, names in self.split_files.items():
+      parts = [archives_lib.read_cifar(n, members[n], len(self.label_files)) for n in names]
+      images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+      splits[split] = images, dict(zip(self.label_files, labels.T, strict=True))
     return splits
 
 
 class Mnist(_Idx, tfds.image_classification.MNIST, skip_registration=True):
   """The MNIST digits."""
 
-  name = 'mnist'
   url_infos = tfds.image_classification.MNIST.url_infos
 
 
 class FashionMnist(_Idx, tfds.image_classification.FashionMNIST, skip_registration=True):
   """Zalando's clothes in MNIST's format."""
 
-  name = 'fashion_mnist'
   url_infos = tfds.image_classification.FashionMNIST.url_infos
 
 
 class Cifar10(_Cifar, tfds.image_classification.Cifar10, skip_registration=True):
   """CIFAR-10."""
 
-  name = 'cifar10'
   url_infos = tfds.image_classification.Cifar10.url_infos
+  folder = 'cifar-10-batches-bin'
+  split_files: ClassVar = {
+    'train': [f'data_batch_{i}.bin' for i in range(1, 6)],
+    'test': ['test_batch.bin'],
+  }
+  label_files: ClassVar = {'label': 'batches.meta.txt'}
 
 
 class Cifar100(_Cifar, tfds.image_classification.Cifar100, skip_registration=True):
   """CIFAR-100; `label` is the fine label."""
 
-  name = 'cifar100'
   url_infos = tfds.image_classification.Cifar100.url_infos
+  folder = 'cifar-100-binary'
+  split_files: ClassVar = {'train': ['train.bin'], 'test': ['test.bin']}
+  label_files: ClassVar = {
+    'coarse_label': 'coarse_label_names.txt',
+    'label': 'fine_label_names.txt',
+  }
 
 
 _STOCK_IMAGENET: Any = tfds.builder_cls('imagenet2012')
@@ -191,7 +187,6 @@ class Imagenet2012(_Builder, tfds.core.ShardBasedBuilder, _STOCK_IMAGENET, skip_
   above a gigabyte, and TFDS writes those with TensorFlow.
   """
 
-  name = 'imagenet2012'
   url_infos = _STOCK_IMAGENET.url_infos
   counts: ClassVar = {'train': 1_281_167, 'validation': 50_000}
   account = 'https://image-net.org/download-images'
@@ -200,20 +195,10 @@ class Imagenet2012(_Builder, tfds.core.ShardBasedBuilder, _STOCK_IMAGENET, skip_
   validation_shards: ClassVar = 25
 
   @classmethod
-  def archives(cls) -> tuple[archives_lib.Archive, ...]:
-    """Returns the archives of training and validation."""
-    return tuple(
-      archives_lib.Archive(url, url.rpartition('/')[2], int(info.size), info.checksum, ())
-      for url, info in cls.url_infos.items()
-    )
-
-  @classmethod
-  def source(cls, folder: pathlib.Path) -> archives_lib.Source:
-    """Returns the two verified archives of `folder`, not read into memory."""
-    return archives_lib.packed(cls.archives(), folder)
+  def _members(cls, archive: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (), ()
 
   def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
-    assert self._source is not None, 'prepare() asks for a folder: there is no public download'
     train, validation = (
       next(path for name, path in self._source.paths.items() if name.endswith(f'_{part}.tar'))
       for part in ('train', 'val')
@@ -230,33 +215,15 @@ class Imagenet2012(_Builder, tfds.core.ShardBasedBuilder, _STOCK_IMAGENET, skip_
     labels = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt').read_text().split()
     label_of = dict(zip(images, labels, strict=False))  # counted when they are written
     parts = [[str(n) for n in part] for part in np.array_split(images, self.validation_shards)]
-    return {
-      'train': self._counted('train', [functools.partial(_synsets, train, s) for s in shards]),
-      'validation': self._counted(
-        'validation', [functools.partial(_labelled, validation, p, label_of) for p in parts if p]
-      ),
+    generators = {
+      'train': [functools.partial(_synsets, train, s) for s in shards],
+      'validation': [functools.partial(_labelled, validation, p, label_of) for p in parts if p],
     }
-
-  def _counted(self, split: str, shards: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
-    """Wraps the generators of a split: a progress bar, and a check of how many there were."""
-    expected, found = self.counts[split], 0
-    bar = tqdm.tqdm(desc=f'{self.name} {split}', total=expected, unit='image', disable=None)
-
-    def generate(index: int) -> Iterator[tuple[str, dict[str, Any]]]:
-      nonlocal found
-      for item in shards[index]():
-        yield item
-        found += 1
-        bar.update()
-      if index == len(shards) - 1:
-        bar.close()
-        if found != expected:
-          raise ValueError(
-            f'{self.name} has {found:,} images in its {split} split, the official one '
-            f'{expected:,}. An archive is of another data set: download it again.'
-          )
-
-    return [functools.partial(generate, index) for index in range(len(shards))]
+    # TFDS shows no progress of its own here; what it gets has the length and the items of the list.
+    return {
+      split: tqdm.tqdm(shards, f'{self.name} {split}', unit='shard', disable=None)
+      for split, shards in generators.items()
+    }
 
 
 BUILDERS: Mapping[str, type[_Builder]] = {
@@ -264,7 +231,7 @@ BUILDERS: Mapping[str, type[_Builder]] = {
 }
 
 
-def _synsets(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _synsets(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, Example]]:
   """Yields (file name, example) of some of the tars, one a synset, in the training archive."""
   with path.open('rb') as file:
     for synset, tar in archives_lib.tar_files(file, names):
@@ -275,7 +242,7 @@ def _synsets(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, di
 
 def _labelled(
   path: pathlib.Path, names: Sequence[str], label_of: Mapping[str, str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, Example]]:
   """Yields (file name, example) of some of the images in the validation archive."""
   with path.open('rb') as file:
     for name, image in archives_lib.tar_files(file, names):
@@ -284,7 +251,7 @@ def _labelled(
 
 def _examples(
   images: np.ndarray, labels: Labels, id_prefix: str | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, Example]]:
   """Yields (key, example); `images` is uint8 [N, H, W, C]."""
   for index, image in enumerate(images):
     # An array would be encoded by tf.image; PIL writes the same pixels as PNG.
@@ -292,24 +259,3 @@ def _examples(
     example |= {key: int(values[index]) for key, values in labels.items()}
     # The key decides the shuffled order on disk: the index, as in the stock builders.
     yield index, example | ({} if id_prefix is None else {'id': f'{id_prefix}{index:05d}'})
-
-
-def _download(
-  dl_manager: Any, name: str, archives: Sequence[archives_lib.Archive]
-) -> Mapping[str, pathlib.Path]:
-  """Downloads the archives; returns their paths by url."""
-  try:
-    # One by one: of several at a time, the others would go on writing after the first failure.
-    return {archive.url: dl_manager.download(archive.url) for archive in archives}
-  except NonMatchingChecksumError as error:
-    raise archives_lib.ChecksumError(
-      f'A download of {name} is not the official file; try again later.\n{error}'
-    ) from error
-  except (tfds.download.DownloadError, OSError) as error:
-    raise archives_lib.no_network(name, archives, error) from error
-
-
-def _cifar_layout(cls: type[_Builder]) -> Any:
-  """Returns the url, folder and file names that the stock builder declares."""
-  # A property that reads `self.name` only, so the class stands in for an instance.
-  return cls._cifar_info.fget(cls)  # pyright: ignore[reportAttributeAccessIssue]

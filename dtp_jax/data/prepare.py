@@ -1,27 +1,29 @@
 """Prepares a data set once: `python -m dtp_jax.data.prepare NAME [--from FOLDER]`.
 
-Without --from, the official archives are downloaded. Everything is written into a temporary folder
-that is renamed when complete, so that an interrupted run leaves no data set at all.
+Without --from, the official archives are downloaded into a temporary folder. The records are
+written into a temporary folder too, which is renamed when complete: an interrupted run leaves no
+data set at all. One that is killed may leave a folder named incomplete.*, to be removed by hand.
 """
 
 import argparse
 import contextlib
-import gc
+import difflib
 import os
 import pathlib
 import signal
-import socket
 import sys
 import tempfile
-import types
-import urllib.parse
-import urllib.request
-from collections.abc import Sequence
-from typing import NoReturn
+import urllib.error
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from dtp_jax.data import archives, builders, store
+from dtp_jax.data import archives
+from dtp_jax.data.builders import BUILDERS, PROVENANCE
+from dtp_jax.files import read_json
+
+__all__ = ['Status', 'check_name', 'main', 'prepare', 'root', 'status']
 
 _EPILOG = """\
 --from FOLDER takes, for each official archive,
@@ -37,17 +39,81 @@ examples:
 """
 
 
+class Status(NamedTuple):
+  """What is known about a prepared data set without reading its records.
+
+  Attributes:
+    path: Its folder, there or not.
+    prepared: Whether it is there, complete.
+    file_format: The format of its record files; '' where it is not prepared.
+    verified: Whether it came from archives with the official checksum.
+  """
+
+  path: pathlib.Path
+  prepared: bool
+  file_format: str
+  verified: bool
+
+  def check_readable(self) -> None:
+    """Raises ValueError if the prepared records cannot be read without TensorFlow."""
+    if self.file_format != 'array_record':
+      raise ValueError(
+        f'{self.path} was prepared as {self.file_format}, which cannot be read without '
+        'TensorFlow; expected array_record. Prepare it in another folder with --data_dir, or '
+        'remove this one.'
+      )
+
+
+def check_name(name: str, known: Iterable[str]) -> None:
+  """Raises ValueError unless `name` is one of `known`; suggests the nearest."""
+  known = sorted(known)
+  if name not in known:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f'No data set {name!r}.{hint} There are: {", ".join(known)}.')
+
+
+def root(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+  """Returns the folder of all data sets: `data_dir`, else $TFDS_DATA_DIR, else the TFDS default."""
+  chosen = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return pathlib.Path(chosen).expanduser().absolute()
+
+
+def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> Status:
+  """Looks up a data set.
+
+  Args:
+    name: A key of `builders.BUILDERS`.
+    data_dir: The folder of all data sets; default as in `root`.
+
+  Returns:
+    Its status. A data set without a provenance record was prepared by a stock TFDS builder, which
+    refuses wrong checksums, and counts as verified.
+
+  Raises:
+    ValueError: No such name.
+  """
+  check_name(name, BUILDERS)
+  path = root(data_dir) / name / str(BUILDERS[name].VERSION)
+  info = path / 'dataset_info.json'
+  if not info.is_file():
+    return Status(path, False, '', False)
+  file_format = read_json(info).get('fileFormat', 'tfrecord')
+  record = path / PROVENANCE
+  return Status(path, True, file_format, not record.is_file() or read_json(record)['verified'])
+
+
 def prepare(
   name: str,
   folder: str | os.PathLike[str] | None = None,
   data_dir: str | os.PathLike[str] | None = None,
-) -> store.Status:
+) -> Status:
   """Prepares one data set, unless it is there already.
 
   Args:
     name: A key of `builders.BUILDERS`.
     folder: Where the official files lie; None downloads them.
-    data_dir: The folder of all data sets; default as in `store.root`.
+    data_dir: The folder of all data sets; default as in `root`.
 
   Returns:
     The status of the prepared data set.
@@ -58,56 +124,42 @@ def prepare(
     FileNotFoundError: `folder` lacks files, or is None for a set without a public download.
     ConnectionError: The download failed.
   """
-  found = store.status(name, data_dir)
+  found = status(name, data_dir)
   if found.prepared:
-    store.check_readable(found)
+    found.check_readable()
     return found
-  cls = builders.BUILDERS[name]
-  source = None
-  if folder is not None:
-    source = cls.source(pathlib.Path(folder).expanduser())
-  elif cls.account:
-    raise archives.no_download(name, cls.archives(), cls.account)
-  else:
-    _check_network(name, cls.archives())
-  root = store.root(data_dir)
-  root.mkdir(parents=True, exist_ok=True)
-  config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
-  try:
-    # The downloads go with this folder, complete or not: half an archive is never met again.
-    with tempfile.TemporaryDirectory(
-      prefix='incomplete.', dir=root, ignore_cleanup_errors=True
-    ) as scratch:
-      builder = cls(source=source, data_dir=root)
-      try:
-        builder.download_and_prepare(download_dir=scratch, download_config=config)
-      except KeyboardInterrupt:
-        signal.alarm(0)  # it has arrived: nothing may disturb what is cleaned up now
-        raise
-  finally:
-    with contextlib.suppress(OSError):  # Not empty, or never made: both are well.
-      found.path.parent.rmdir()
-  return store.status(name, data_dir)
+  with tempfile.TemporaryDirectory() as scratch:
+    if folder is None:
+      folder = _download(name, pathlib.Path(scratch))
+    source = archives.read(BUILDERS[name].archives(), pathlib.Path(folder).expanduser())
+    found.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      builder = BUILDERS[name](source=source, data_dir=root(data_dir))
+      builder.download_and_prepare(download_dir=scratch)  # TFDS leaves an empty folder there
+    finally:
+      with contextlib.suppress(OSError):  # not empty: all went well
+        found.path.parent.rmdir()
+  return status(name, data_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns its exit status: 0, 1 failed, 2 wrong usage, 128 + signal."""
+  """Runs the command line; returns its exit status: 0, 1 failed, 2 wrong usage, 130 interrupted."""
   parser = _parser()
   args = parser.parse_args(argv)
   try:
-    store.check_name(args.name, builders.BUILDERS)
-    before = store.status(args.name, args.data_dir)
-    tfds.display_progress_bar(sys.stderr.isatty())
-    with _termination_cleans_up():
-      after = prepare(args.name, args.folder, args.data_dir)
+    check_name(args.name, BUILDERS)
+  except ValueError as error:
+    parser.error(str(error))
+  tfds.display_progress_bar(sys.stderr.isatty())
+  try:
+    before = status(args.name, args.data_dir)
+    after = prepare(args.name, args.folder, args.data_dir)
   except (ValueError, OSError) as error:
-    if args.name not in builders.BUILDERS:
-      parser.error(str(error))
     print(f'error: {error}', file=sys.stderr)
     return 1
-  except KeyboardInterrupt as error:
+  except KeyboardInterrupt:
     print('interrupted: nothing was kept.', file=sys.stderr)
-    return 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
+    return 128 + signal.SIGINT
   origin = 'official checksums' if after.verified else 'UNVERIFIED raw files'
   if before.prepared:
     print(f'{args.name} is already prepared: {after.path} ({origin})')
@@ -117,27 +169,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def run(argv: Sequence[str] | None = None) -> NoReturn:
-  """Runs the command line and leaves the process."""
-  status = main(argv)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if status > 128:
-    # Everything is cleaned up; Python would still wait for a download thread of TFDS to finish.
-    os._exit(status)
-  sys.exit(status)
-
-
-def _check_network(name: str, official: Sequence[archives.Archive]) -> None:
-  """Raises ConnectionError at once where no host can be found; TFDS retries for minutes."""
-  proxies = urllib.request.getproxies()
-  for url in {urllib.parse.urlsplit(archive.url) for archive in official}:
-    if {url.scheme, 'all'} & set(proxies):  # The proxy looks names up.
-      continue
-    try:
-      socket.getaddrinfo(url.hostname, None)
-    except OSError as error:
-      raise archives.no_network(name, official, error) from error
+def _download(name: str, folder: pathlib.Path) -> pathlib.Path:
+  """Downloads the archives of a data set, unverified, into `folder`, which is returned."""
+  official = BUILDERS[name].archives()
+  again = f'run: python -m dtp_jax.data.prepare {name} --from FOLDER'
+  if account := BUILDERS[name].account:
+    files = '\n'.join(f'  {a.filename}, {a.size:,} bytes, sha256 {a.sha256}' for a in official)
+    raise FileNotFoundError(
+      f'{name} cannot be downloaded without an account. Register at {account}, put\n{files}\n'
+      f'into one folder, not unpacked, and {again}'
+    )
+  try:
+    archives.download(official, folder)
+  except OSError as error:
+    if isinstance(error, urllib.error.HTTPError):
+      error.close()  # it holds the connection
+    urls = '\n'.join(f'  {archive.url}' for archive in official)
+    raise ConnectionError(
+      f'The download of {name} failed: {error}\nFetch on a machine with a network\n{urls}\n'
+      f'and {again}'
+    ) from error
+  return folder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('name', metavar='NAME', help=', '.join(builders.BUILDERS))
+  parser.add_argument('name', metavar='NAME', help=', '.join(BUILDERS))
   parser.add_argument(
     '--from', dest='folder', metavar='FOLDER', help='take the official files from FOLDER (offline)'
   )
@@ -160,42 +212,5 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-_AGAIN = 1  # second; TFDS removes what it has half written in far less
-
-
-class _Terminated(KeyboardInterrupt):
-  """SIGTERM, as an exception."""
-
-
-@contextlib.contextmanager
-def _termination_cleans_up():
-  """Turns SIGINT and SIGTERM into exceptions for the duration, so that temporary folders go.
-
-  An exception is lost where the signal meets a finaliser, say: it is raised again every second
-  until it arrives.
-  """
-  raised: list[type[KeyboardInterrupt]] = []
-
-  def stop(signum: int, frame: types.FrameType | None) -> None:
-    if signum != signal.SIGALRM:
-      raised.append(_Terminated if signum == signal.SIGTERM else KeyboardInterrupt)
-    # Python drops what is raised inside a callback of its garbage collector (jax has one): wait.
-    collecting = frame is not None and any(
-      frame.f_code is getattr(callback, '__code__', None) for callback in gc.callbacks
-    )
-    signal.setitimer(signal.ITIMER_REAL, 0.01 if collecting else _AGAIN)
-    if not collecting:
-      raise raised[-1]
-
-  signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-  previous = {number: signal.signal(number, stop) for number in signals}
-  try:
-    yield
-  finally:
-    signal.alarm(0)
-    for number, handler in previous.items():
-      signal.signal(number, handler)
-
-
 if __name__ == '__main__':
-  run()
+  sys.exit(main())

@@ -5,7 +5,7 @@
 """
 
 from dtp_jax.export.checks import ExportError
-from dtp_jax.export.kept import expand
+from dtp_jax.export.cuts import expand
 from dtp_jax.export.load import SavedSlim, load_slim
 from dtp_jax.export.save import save_slim
 

@@ -12,7 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.export.kept import Cuts, kept_from_json
+from dtp_jax.export.cuts import Cuts, kept_from_json
 from dtp_jax.files import read_json, read_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
 from dtp_jax.trees import flat, flatten, nested

@@ -10,7 +10,8 @@ import numpy as np
 
 from dtp_jax import export
 from dtp_jax.budget.latency import interleaved
-from dtp_jax.data import pipeline, sources
+from dtp_jax.data import Dataset, load
+from dtp_jax.data.images import normalise
 from dtp_jax.files import read_json, write_json
 from dtp_jax.graph import Graph, shrink
 from dtp_jax.train import folder as run_folder
@@ -34,7 +35,7 @@ class FinishedRun(NamedTuple):
   """
 
   config: Config
-  data: sources.Dataset | sources.Streamed
+  data: Dataset
   graph: Graph
   variables: Any
   hard: dict[str, np.ndarray]
@@ -42,7 +43,7 @@ class FinishedRun(NamedTuple):
   def images(self, n: int) -> jax.Array:
     """Held-out images as the network takes them, float32 (n, H, W, C)."""
     data = self.data
-    return pipeline.normalise(jnp.asarray(data.sample(n)), data.mean, data.std)
+    return normalise(jnp.asarray(data.sample(n)), data.mean, data.std)
 
 
 def load_run(workdir: str | pathlib.Path) -> FinishedRun:
@@ -60,7 +61,7 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
   config = run_folder.read_config(workdir)
   if not (workdir / 'summary.json').exists():
     raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
-  data = sources.from_config(config.data)
+  data = load(config.data)
   recipe, create = build(config, data)
   graph = recipe.pruner.elements.graph
   if graph is None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import dtp_jax
 from dtp_jax.export import onnx as onnx_file
 from dtp_jax.export.checks import Reference, default_tolerance
-from dtp_jax.export.kept import kept_as_json
+from dtp_jax.export.cuts import kept_as_json
 from dtp_jax.export.load import (
   FORMAT,
   KEPT,

@@ -13,7 +13,7 @@ from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
 from dtp_jax.graph.flow import Axis, Flow, Scope
 from dtp_jax.graph.graph import Bare, Extent, Graph, Operator
 from dtp_jax.graph.groups import ROLES, Group, Leaf, Slice, group_names, module_of
-from dtp_jax.graph.kept import occurrences
+from dtp_jax.graph.positions import occurrences
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, frozen, unify
+from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, unify
 
 # (leaf number, axis): one axis of one leaf of the variables.
 Axis = tuple[int, int]
@@ -262,11 +262,6 @@ def origin_of(ins: Sequence[Value]) -> int:
 def shape_of(var: Any) -> tuple[Size, ...]:
   """The traced shape of a variable."""
   return tuple(var.aval.shape)
-
-
-def all_frozen(dims: Sequence[Dim]) -> bool:
-  """Whether none of the dims can lose elements."""
-  return all(frozen(dim) for dim in dims)
 
 
 def unify_all(dims: Sequence[Dim], reason: str) -> Dim:

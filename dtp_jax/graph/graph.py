@@ -82,7 +82,7 @@ class Graph:
     return {name: group.size for name, group in self.groups.items()}
 
   def apply_masks(self, params: Any, masks: Mapping[str, jax.Array]) -> Any:
-    """Multiplies the in-axis of every consumer by its group's mask (METHOD 7).
+    """Multiplies the in-axis of every consumer by its group's mask.
 
     Args:
       params: the traced variables, or the entry of them that holds the parameters (for Linen,

@@ -16,7 +16,7 @@ from jax.extend import core as jex
 
 from dtp_jax.graph.dims import Dim
 from dtp_jax.graph.flow import Scope, Value
-from dtp_jax.graph.kept import Kept, positions, pruned
+from dtp_jax.graph.positions import Kept, positions, pruned
 from dtp_jax.graph.rules_call import Custom, is_float
 
 

@@ -15,7 +15,7 @@ from dtp_jax.graph.assemble import Traced
 from dtp_jax.graph.dims import Atom
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Path
-from dtp_jax.graph.kept import decode
+from dtp_jax.graph.positions import decode
 from dtp_jax.graph.replay import replay
 from dtp_jax.graph.trace import Call, abstract, analyze
 from dtp_jax.trees import is_array, key_name
@@ -138,11 +138,11 @@ def _check_shapes(got: Mapping[Path, tuple], expected: Mapping[Path, tuple]) -> 
 
 @dataclass(eq=False)
 class _Apply:
-  """The slim function: plans, one per combination of shapes and static arguments."""
+  """The slim function: compiled programs, one per combination of shapes and static arguments."""
 
   graph: Graph
   slim: Mapping[Path, Mapping[int, np.ndarray]]
-  plans: dict[Any, tuple[Callable, Any]] = field(default_factory=dict)
+  programs: dict[Any, tuple[Callable, Any]] = field(default_factory=dict)
 
   def __call__(self, variables: Any, *inputs: Any, **static: Any) -> Any:
     call = Call.of(variables, inputs, static)
@@ -154,17 +154,17 @@ class _Apply:
       tuple(leaf for leaf, traced in zip(call.leaves, call.is_array, strict=True) if not traced),
     )
     try:
-      planned = key in self.plans
+      known = key in self.programs
     except TypeError as error:
       raise TypeError(
         f'a static argument of slim.apply is neither an array nor hashable: {error}'
       ) from error
-    if not planned:
-      self.plans[key] = self._plan(call)
-    run, out_tree = self.plans[key]
+    if not known:
+      self.programs[key] = self._program(call)
+    run, out_tree = self.programs[key]
     return jax.tree.unflatten(out_tree, run(*arrays))
 
-  def _plan(self, call: Call) -> tuple[Callable, Any]:
+  def _program(self, call: Call) -> tuple[Callable, Any]:
     """Traces the original function at its own size and settles what each atom keeps."""
     leaves = self.graph.leaves
     arrays = call.arrays

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dtp_jax.data.feed import Feed
+from dtp_jax.data import Dataset
 from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, eval_step, masked_params
 
@@ -18,20 +18,20 @@ AHEAD = 8
 
 # Compiled once for all runs of a process that evaluate the same network alike.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _fed_eval_step(batch, apply, preprocess, params, batch_stats, *arguments):
+def _eval_step(batch, apply, preprocess, params, batch_stats, *arguments):
   return eval_step(apply, preprocess, params, batch_stats, batch(*arguments))
 
 
 class Evaluator:
-  """Evaluates a state on the held-out split of a feed; every example counts once."""
+  """Evaluates a state on the held-out split of a data set; every example counts once."""
 
-  def __init__(self, recipe: Recipe, feed: Feed):
+  def __init__(self, recipe: Recipe, data: Dataset, batch_size: int):
     """Compiles nothing yet."""
-    self._feed = feed
+    self._data, self._batch_size = data, batch_size
     self._masked = jax.jit(functools.partial(masked_params, recipe))
     self._stages = recipe.stages
 
-    self._step = functools.partial(_fed_eval_step, feed.batch, recipe.apply, recipe.preprocess)
+    self._step = functools.partial(_eval_step, data.batch, recipe.apply, recipe.preprocess)
 
   def __call__(self, state: TrainState) -> dict[str, Any]:
     """Metrics of a state on the split.
@@ -53,7 +53,7 @@ class Evaluator:
 
   def _mean(self, params, batch_stats):
     sums = []
-    for arguments in self._feed.evaluation():
+    for arguments in self._data.eval_batches(self._batch_size):
       sums.append(self._step(params, batch_stats, *arguments))
       jax.block_until_ready(sums[-AHEAD - 1 : -AHEAD])
     total = jax.tree.map(lambda *parts: float(np.sum(np.asarray(parts, np.float64))), *sums)

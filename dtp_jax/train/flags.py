@@ -1,9 +1,12 @@
 """Command line of the experiments: absl flags whose errors say what was meant."""
 
-import re
+import difflib
 import sys
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 __all__ = ['parse_flags']
 
@@ -19,13 +22,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   """
   defined = flags.FLAGS
   try:
+    _check_fields(argv)
     rest = defined(argv)
-    if defined['config'].value is not None:
-      defined['config'].value.keys()  # a file that could not be loaded raises here
-  except (AttributeError, KeyError) as error:
-    sys.exit(f'{_unknown_field(argv, str(error))} Try --help.')
-  except (flags.Error, OSError, ValueError, TypeError) as error:
-    sys.exit(f'{_without_traceback(str(error))}\nTry --help.')
+  except (flags.Error, OSError, ValueError, TypeError, IndexError) as error:
+    sys.exit(f'{error}\nTry --help.')
   for name, hint in {'config': 'configs/mnist_mini.py', 'workdir': 'runs/mnist_mini'}.items():
     if name in defined and defined[name].value is None:
       sys.exit(f'--{name} is missing; give one, as in --{name}={hint}. Try --help.')
@@ -34,19 +34,35 @@ def parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def _unknown_field(argv, error):
-  """One line from ml_collections' KeyError text: the flag at fault and the field that is near."""
-  missing = re.search(r"'(\w+)", error.replace('\\', ''))
-  near = re.search(r'Did you mean "(\w+)"', error)
-  fields = [
-    arg.lstrip('-').split('=')[0] for arg in argv[1:] if arg.lstrip('-').startswith('config.')
-  ]
-  at_fault = [field for field in fields if missing and missing[1] in field.split('.')]
-  name = f'--{at_fault[0]}' if at_fault else error
-  return f'{name} is not a field of the config' + (f'; did you mean {near[1]!r}?' if near else '.')
+def _check_fields(argv: list[str]) -> None:
+  """Raises ValueError where a flag sets a field that the config of the command line lacks.
+
+  ml_collections raises a KeyError there, which does not say of which flag.
+  """
+  config, names = None, []
+  for arg, following in zip(argv[1:], [*argv[2:], ''], strict=True):
+    name, equals, value = arg.lstrip('-').partition('=')
+    if arg.startswith('-') and name == 'config':
+      config = _load(value if equals else following)
+    elif arg.startswith('-') and name.startswith('config.'):
+      names.append(name)
+  for name in names if config is not None else ():
+    section: Any = config
+    for field in name.split('.')[1:]:
+      key = field.partition('[')[0]  # one entry of a list can be set
+      known = list(section) if isinstance(section, ConfigDict) else []
+      if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
+        raise ValueError(f'--{name} is not a field of the config{hint}')
+      section = section[key]
 
 
-def _without_traceback(message):
-  """ml_collections puts the traceback of a config file into its message: keep the error itself."""
-  head, found, trace = message.partition('Traceback (most recent call last):')
-  return head.strip() + '\n' + trace.strip().splitlines()[-1] if found else message
+def _load(path: str) -> ConfigDict:
+  """The config of a file, or what went wrong in it."""
+  try:
+    config: Any = config_flags.ConfigFileFlagParser('config').parse(path)
+  except (TypeError, ValueError) as error:
+    raise error.__context__ or error from None  # around it is one whose text is the traceback
+  config.keys()  # a file that could not be loaded raises here
+  return config

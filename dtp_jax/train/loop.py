@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dtp_jax.data import sources
+from dtp_jax.data import Dataset, load
 from dtp_jax.files import read_json, write_json, write_npz
 from dtp_jax.graph.cost import counts_of
 from dtp_jax.train import folder as run_folder
@@ -37,7 +37,7 @@ def train_and_evaluate(
   config: Config,
   workdir: str | pathlib.Path,
   *,
-  data: sources.Dataset | sources.Streamed | None = None,
+  data: Dataset | None = None,
   fork: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
@@ -60,7 +60,7 @@ def train_and_evaluate(
   """
   workdir = run_folder.open_run(config, workdir)
   if data is None:
-    data = sources.from_config(config.data)
+    data = load(config.data)
   recipe, create = build(config, data)
   stages = recipe.stages
   always = (stages.soft_start, stages.total)
@@ -85,12 +85,11 @@ class _Run:
 
   def __init__(self, config, workdir, recipe: Recipe, data, checkpoints, seconds: float):
     self._config, self._stages, self._checkpoints = config, recipe.stages, checkpoints
-    sizes = {name: config.data[name] for name in ('batch_size', 'eval_batch_size')}
-    self._feed = feed = data.feed(**sizes, seed=config.seed)
-    self._evaluate = Evaluator(recipe, feed)
+    self._data = data
+    self._evaluate = Evaluator(recipe, data, config.data.eval_batch_size)
 
     def step(state, *arguments):
-      return train_step(recipe, state, feed.batch(*arguments))
+      return train_step(recipe, state, data.batch(*arguments))
 
     self._step = jax.jit(step, donate_argnums=0)
     self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
@@ -113,7 +112,8 @@ class _Run:
       unit_scale=True,
       disable=None,
     )
-    with bar, contextlib.closing(self._feed.train(begin)) as batches:
+    batches = self._data.train_batches(batch, seed=self._config.seed, step=begin)
+    with bar, contextlib.closing(batches):
       if self._checkpoints.latest is None:
         self._measure(state)
       for step in range(begin, self._stages.total):

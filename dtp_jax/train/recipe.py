@@ -13,7 +13,8 @@ import optax
 from dtp_jax import methods, models, prunable
 from dtp_jax.budget import Budget
 from dtp_jax.budget.latency.table import LatencyTable
-from dtp_jax.data import pipeline, sources
+from dtp_jax.data import Dataset
+from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
 from dtp_jax.train.optimizer import partitioned
@@ -35,9 +36,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(
-  config: Config, data: sources.Dataset | sources.Streamed
-) -> tuple[Recipe, Callable[..., TrainState]]:
+def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainState]]:
   """The recipe of a run and what creates its state at step 0.
 
   Args:
@@ -104,8 +103,8 @@ class Preprocess(NamedTuple):
   def __call__(self, key: jax.Array, images: jax.Array, train: bool) -> jax.Array:
     """Augments in training, and normalises."""
     if train:
-      images = pipeline.augment(key, images, crop_padding=self.crop_padding, flip=self.flip)
-    return pipeline.normalise(images, self.mean, self.std)
+      images = augment(key, images, crop_padding=self.crop_padding, flip=self.flip)
+    return normalise(images, self.mean, self.std)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

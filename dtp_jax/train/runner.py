@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from dtp_jax.data import sources
+from dtp_jax.data import load
 from dtp_jax.files import read_json
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train import loop
@@ -140,7 +140,7 @@ def _train(run: Run, workdir: pathlib.Path) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _load(data):
-  return sources.from_config(data)
+  return load(data)
 
 
 def _cache() -> dict[str, Any]:

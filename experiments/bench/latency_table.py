@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.budget.latency.timing import interleaved
-from dtp_jax.data import sources
+from dtp_jax.data import load
 from dtp_jax.graph import trace
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.recipe import build_model
@@ -31,7 +31,7 @@ FLAGS = flags.FLAGS
 
 def measure(config, batch_size: int, points: int, repeats: int) -> tuple[LatencyTable, int]:
   """The table of the network of a config, and the nanoseconds of its dense forward pass."""
-  data = sources.from_config(config.data)
+  data = load(config.data)
   model = build_model(config, data.num_classes)
   images = jnp.zeros((batch_size, *data.image_shape), jnp.float32)
   variables = jax.jit(lambda key, x: model.init(key, x, train=False))(

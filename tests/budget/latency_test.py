@@ -14,7 +14,7 @@ from scipy.interpolate import RegularGridInterpolator
 from dtp_jax import methods, prunable
 from dtp_jax.budget import Budget
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
-from dtp_jax.budget.latency.measure import grid, plan, points_of, time_calls
+from dtp_jax.budget.latency.measure import grid, points_of, resizable, time_calls
 from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.graph import trace
 from dtp_jax.graph.cost import Polynomial, add
@@ -221,25 +221,25 @@ def table(graph):
   return LatencyTable.measure(graph, batch_size=3, points=3, repeats=2)
 
 
-def test_operators_are_planned_at_the_shapes_that_kept_counts_give(graph):
+def test_operators_have_the_shapes_that_kept_counts_give(graph):
   """Against the shapes of the traced equations, and of the equations of a narrower network."""
   bare = {op.name: op.bare for op in graph.operators}
-  plans = {name: plan(b, 7) for name, b in bare.items()}
-  for p in plans.values():
+  sized = {name: resizable(b, 7) for name, b in bare.items()}
+  for p in sized.values():
     dense = [tuple(var.aval.shape) for var in p.eqn.invars]
     assert p.shapes(p.full) == tuple((7, *s[1:]) if i == 0 else s for i, s in enumerate(dense))
-  assert plans['depthwise'].shapes((5,)) == ((7, 4, 4, 5), (3, 3, 1, 5))
-  assert plans['flat'].widths[0].groups == ('beside', 'grouped', 'mix:3.0')
-  assert plans['flat'].shapes((3, 2)) == ((7, 48), (48, 2))
-  assert plans['first'].signature == plans['second'].signature
-  assert plans['first'].signature != plans['stem'].signature
+  assert sized['depthwise'].shapes((5,)) == ((7, 4, 4, 5), (3, 3, 1, 5))
+  assert sized['flat'].widths[0].groups == ('beside', 'grouped', 'mix:3.0')
+  assert sized['flat'].shapes((3, 2)) == ((7, 48), (48, 2))
+  assert sized['first'].signature == sized['second'].signature
+  assert sized['first'].signature != sized['stem'].signature
 
 
 def test_equal_signatures_share_a_curve_and_nothing_is_timed_twice(graph, table):
   curve = {o.name: o.curve for o in table.operators}
   assert curve['first'] == curve['second']
   assert len(table.curves) == len(graph.operators) - 1
-  p = plan(next(op.bare for op in graph.operators if op.name == 'out'), 2)
+  p = resizable(next(op.bare for op in graph.operators if op.name == 'out'), 2)
   points = [*points_of(grid(p.full, 3)), *points_of(grid(p.full, 2))]
   found, _ = time_calls(((p.operator, p.eqn, p.shapes(w)) for w in points), repeats=2)
   assert len(found) == 3

@@ -1,4 +1,4 @@
-"""ImageNet: prepared from archives in its format, and a whole run that streams it."""
+"""ImageNet: prepared from archives in its format, and a whole run on it."""
 
 import json
 import shutil
@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import mnist_lenet
-from dtp_jax.data import archives, builders, feed, prepare, sources, store
+from dtp_jax.data import archives, builders, load, prepare
+from dtp_jax.data.streamed import Streamed
 from dtp_jax.train import loop
 from dtp_jax.train.metrics import read_metrics
 from tests.data import imagenet
@@ -42,7 +43,7 @@ def test_plain_tfds_reads_the_bytes_as_they_were(imagenet2012):
 
 
 def test_shards_hold_whole_synsets_and_the_record_names_the_archives(imagenet2012):
-  status = store.status('imagenet2012', imagenet2012[0])
+  status = prepare.status('imagenet2012', imagenet2012[0])
   assert status.verified
   assert len(list(status.path.glob('*train*'))) == 2  # five synsets, four a shard
   record = json.loads((status.path / builders.PROVENANCE).read_text())
@@ -107,18 +108,20 @@ def test_it_answers_what_a_set_in_memory_does(imagenet2012):
     'image_size': 24,
     'resize': 28,
   }
-  data = sources.from_config(config)
+  data = load(config)
   assert (data.name, data.num_classes, data.examples) == ('imagenet2012', 1000, 40)
   assert (data.image_shape, data.verified) == ((24, 24, 3), True)
   assert data.sample(3).shape == (3, 24, 24, 3)
   assert data.sample(100).shape == (10, 24, 24, 3)
-  with pytest.raises(ValueError, match='open_streamed'):
-    sources.load('imagenet2012', imagenet2012[0])
+  with pytest.raises(
+    ValueError, match=r'data\.validation is 5, expected 0: imagenet2012 is streamed'
+  ):
+    load(config | {'validation': 5})
 
 
 def test_unprepared_it_names_the_command(tmp_path):
   with pytest.raises(FileNotFoundError, match='prepare imagenet2012'):
-    sources.open_streamed('imagenet2012', tmp_path)
+    load({'name': 'imagenet2012', 'data_dir': tmp_path})
 
 
 def _config(folder):
@@ -142,7 +145,7 @@ def whole(imagenet2012, tmp_path_factory):
 
 
 @pytest.mark.once
-def test_the_loop_trains_from_a_stream_and_meets_the_budget(whole):
+def test_the_loop_trains_on_streamed_images_and_meets_the_budget(whole):
   workdir, summary = whole
   assert summary['achieved'] == summary['requested'] == round(0.5 * summary['total'])
   steps = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
@@ -152,15 +155,15 @@ def test_the_loop_trains_from_a_stream_and_meets_the_budget(whole):
 @pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(whole, imagenet2012, tmp_path, monkeypatch):
   config, stop = _config(imagenet2012[0]), 5
-  train = feed.Streaming.train
+  train_batches = Streamed.train_batches
 
-  def interrupted(self, step):
-    for number, arguments in enumerate(train(self, step), step):
+  def interrupted(self, size, *, seed, step=0):
+    for number, arguments in enumerate(train_batches(self, size, seed=seed, step=step), step):
       if number == stop:
         raise KeyboardInterrupt
       yield arguments
 
-  monkeypatch.setattr(feed.Streaming, 'train', interrupted)
+  monkeypatch.setattr(Streamed, 'train_batches', interrupted)
   with pytest.raises(KeyboardInterrupt):
     loop.train_and_evaluate(config, tmp_path / 'halved')
   monkeypatch.undo()

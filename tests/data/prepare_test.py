@@ -8,10 +8,10 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core.download import checksums
 
-from dtp_jax.data import archives, builders, prepare, sources, store
+from dtp_jax.data import archives, builders, load, prepare
 
 
 def _files(folder):
@@ -41,12 +41,12 @@ def test_raw_files_are_recorded_as_unverified(name, request, tmp_path):
   record = json.loads((status.path / builders.PROVENANCE).read_text())
   assert record['verified'] is False
   assert {f['file'] for f in record['files']} == {p.name for p in _files(official.raw)}
-  data = sources.load(name, tmp_path / 'tfds')
+  data = load({'name': name, 'data_dir': tmp_path / 'tfds'})
   assert data.verified is False
   archived = prepare.prepare(name, official.folder, tmp_path / 'tfds2')
   assert archived.verified
   np.testing.assert_array_equal(
-    data.train['image'], sources.load(name, tmp_path / 'tfds2').train['image']
+    data.train['image'], load({'name': name, 'data_dir': tmp_path / 'tfds2'}).train['image']
   )
 
 
@@ -54,7 +54,12 @@ def test_folder_may_be_the_unpacked_one_itself_and_names_of_classes_are_optional
   folder = cifar10.raw / 'cifar-10-batches-bin'
   (folder / 'batches.meta.txt').unlink()
   assert prepare.prepare('cifar10', folder, tmp_path / 'tfds').prepared
-  assert sources.load('cifar10', tmp_path / 'tfds').test['image'].shape == (10, 32, 32, 3)
+  assert load({'name': 'cifar10', 'data_dir': tmp_path / 'tfds'}).held_out['image'].shape == (
+    10,
+    32,
+    32,
+    3,
+  )
 
 
 def test_one_raw_file_among_archives_makes_it_unverified(mnist, tmp_path):
@@ -142,17 +147,34 @@ def test_failure_in_the_middle_of_writing_leaves_nothing(mnist, tmp_path, monkey
   monkeypatch.undo()
 
 
-@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_process_leaves_no_data_set(how, tmp_path):
-  raw, data_dir = tmp_path / 'raw', tmp_path / 'tfds'
+def test_an_interrupt_in_the_middle_of_writing_leaves_nothing(mnist, tmp_path, monkeypatch, capsys):
+  written = []
+
+  def interrupted(images, labels, id_prefix, examples=builders._examples):
+    for item in examples(images, labels, id_prefix):
+      if len(written) == 45:
+        written.append(_files(tmp_path / 'tfds'))
+        raise KeyboardInterrupt
+      written.append(item)
+      yield item
+
+  monkeypatch.setattr(builders, '_examples', interrupted)
+  command = ['mnist', '--from', str(mnist.folder), '--data_dir', str(tmp_path / 'tfds')]
+  assert prepare.main(command) == 130
+  assert 'nothing was kept' in capsys.readouterr().err
+  assert written[-1], 'files had been written by then'
+  assert list((tmp_path / 'tfds').iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_data_set_and_nothing_in_the_way_of_the_next(mnist, tmp_path):
+  raw, data_dir = tmp_path / 'large', tmp_path / 'tfds'
   raw.mkdir()
   for prefix, n in {'train': 60_000, 't10k': 10_000}.items():
     images = struct.pack('>4B3I', 0, 0, 8, 3, n, 28, 28) + bytes(n * 28 * 28)
     (raw / f'{prefix}-images-idx3-ubyte').write_bytes(images)
     (raw / f'{prefix}-labels-idx1-ubyte').write_bytes(struct.pack('>4BI', 0, 0, 8, 1, n) + bytes(n))
-  command = [sys.executable, '-m', 'dtp_jax.data.prepare', 'mnist']
   process = subprocess.Popen(
-    [*command, '--from', raw, '--data_dir', data_dir],
+    [sys.executable, '-m', 'dtp_jax.data.prepare', 'mnist', '--from', raw, '--data_dir', data_dir],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -160,13 +182,11 @@ def test_interrupted_process_leaves_no_data_set(how, tmp_path):
   deadline = time.monotonic() + 60
   while not list(data_dir.glob('mnist/incomplete.*')) and time.monotonic() < deadline:
     time.sleep(0.02)
-  process.send_signal(how)
-  _, errors = process.communicate(timeout=60)
-  assert process.returncode == (143 if how == signal.SIGTERM else -how)
-  assert 'Traceback' not in errors
-  assert not store.status('mnist', data_dir).prepared
-  if how != signal.SIGKILL:  # Nothing can clean up after that one.
-    assert list(data_dir.iterdir()) == []
+  process.kill()
+  process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGKILL
+  assert not prepare.status('mnist', data_dir).prepared
+  assert prepare.prepare('mnist', mnist.folder, data_dir).prepared
 
 
 def test_already_prepared_says_so_and_keeps_it(mnist, tmp_path, capsys):
@@ -182,13 +202,13 @@ def test_already_prepared_says_so_and_keeps_it(mnist, tmp_path, capsys):
 
 
 def test_data_set_in_a_format_of_tensorflow_is_refused_and_kept(tmp_path, capsys):
-  path = store.status('mnist', tmp_path).path
+  path = prepare.status('mnist', tmp_path).path
   path.mkdir(parents=True)
   (path / 'dataset_info.json').write_text('{"fileFormat": "tfrecord"}')
   assert prepare.main(['mnist', '--data_dir', str(tmp_path)]) == 1
   assert 'tfrecord' in capsys.readouterr().err
   with pytest.raises(ValueError, match='array_record'):
-    sources.load('mnist', tmp_path)
+    load({'name': 'mnist', 'data_dir': tmp_path})
   assert [p.name for p in _files(tmp_path)] == ['dataset_info.json']
 
 
@@ -224,7 +244,7 @@ def published(mnist, monkeypatch):
   """The archives of `mnist`, published by a web server on this machine."""
   handler = functools.partial(_Quiet, directory=os.fspath(mnist.folder))
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-  thread = threading.Thread(target=server.serve_forever)
+  thread = threading.Thread(target=server.serve_forever, args=(0.02,))
   thread.start()
   url = f'http://127.0.0.1:{server.server_port}/'
   infos = {url + i.filename: i for i in builders.Mnist.url_infos.values()}
@@ -241,14 +261,14 @@ def test_download_is_verified_and_leaves_only_the_data_set(published, tmp_path):
   assert status.prepared
   assert status.verified
   assert [p.name for p in (tmp_path / 'tfds').iterdir()] == ['mnist']
-  assert len(sources.load('mnist', tmp_path / 'tfds').train['label']) == 40
+  assert len(load({'name': 'mnist', 'data_dir': tmp_path / 'tfds'}).train['label']) == 40
 
 
 def test_damaged_download_is_refused_and_leaves_nothing(published, tmp_path):
   _damage(published.folder / 't10k-images-idx3-ubyte.gz')
   with pytest.raises(archives.ChecksumError, match=r't10k-images-idx3-ubyte\.gz'):
     prepare.prepare('mnist', data_dir=tmp_path / 'tfds')
-  assert list((tmp_path / 'tfds').iterdir()) == []
+  assert not (tmp_path / 'tfds').exists()
 
 
 def test_missing_download_says_how_to_do_without(published, tmp_path):
@@ -256,41 +276,34 @@ def test_missing_download_says_how_to_do_without(published, tmp_path):
   with pytest.raises(ConnectionError, match='404') as error:
     prepare.prepare('mnist', data_dir=tmp_path / 'tfds')
   assert 'python -m dtp_jax.data.prepare mnist --from FOLDER' in str(error.value)
-  assert list((tmp_path / 'tfds').iterdir()) == []
+  assert not (tmp_path / 'tfds').exists()
 
 
-def test_interrupted_download_ends_at_once_and_leaves_nothing(tmp_path):
-  data_dir = tmp_path / 'tfds'
-  with socket.create_server(('127.0.0.1', 0)) as server:
-    # A process of its own, because of the signal; its server sends half a file and then nothing.
-    code = f"""
-from dtp_jax.data import builders, prepare
-infos = builders.Mnist.url_infos.values()
-url = 'http://127.0.0.1:{server.getsockname()[1]}/'
-builders.Mnist.url_infos = {{url + i.filename: i for i in infos}}
-prepare.run(['mnist', '--data_dir', {str(data_dir)!r}])
-"""
-    process = subprocess.Popen(
-      [sys.executable, '-c', code],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      env={**os.environ, 'no_proxy': '127.0.0.1'},
-    )
-    server.settimeout(60)
-    connection, _ = server.accept()
-    with connection:
-      connection.recv(4096)
-      connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n' + bytes(50_000))
-      deadline = time.monotonic() + 60
-      while not any(p.stat().st_size for p in _files(data_dir)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-      assert _files(data_dir), 'half a file had been written by then'
-      process.send_signal(signal.SIGINT)
-      _, errors = process.communicate(timeout=60)
-  assert process.returncode == 130
-  assert 'Traceback' not in errors
-  assert list(data_dir.iterdir()) == []
+def test_interrupted_download_ends_at_once_and_leaves_nothing(
+  published, tmp_path, monkeypatch, capsys
+):
+  scratch = tmp_path / 'scratch'
+  scratch.mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(scratch))
+  found = []
+
+  def half_a_file(handler):  # and then nothing, but Ctrl-C
+    handler.send_response(200)
+    handler.send_header('Content-Length', '9999999')
+    handler.end_headers()
+    handler.wfile.write(bytes(500_000))
+    deadline = time.monotonic() + 60
+    while not any(p.stat().st_size for p in _files(scratch)) and time.monotonic() < deadline:
+      time.sleep(0.02)
+    found.extend(_files(scratch))
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+  monkeypatch.setattr(_Quiet, 'do_GET', half_a_file)
+  assert prepare.main(['mnist', '--data_dir', str(tmp_path / 'tfds')]) == 130
+  assert 'nothing was kept' in capsys.readouterr().err
+  assert found, 'half a file had been written by then'
+  assert list(scratch.iterdir()) == []
+  assert not (tmp_path / 'tfds').exists()
 
 
 def test_unknown_host_fails_at_once(mnist, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 
 from configs import mnist_mini
 from dtp_jax import export, report
-from dtp_jax.data import pipeline, sources
+from dtp_jax.data import load
+from dtp_jax.data.images import normalise
 from dtp_jax.export import run as slim
 from dtp_jax.files import read_json
 from dtp_jax.train import runner, sweep
@@ -52,10 +53,10 @@ def test_uniform_width_is_the_same_share_of_every_group(run):
 
 def test_the_saved_slim_model_has_the_reported_accuracy(run):
   workdir, summaries = run
-  data = sources.load('mnist_mini')
-  images = pipeline.normalise(jnp.asarray(data.test['image']), data.mean, data.std)
+  data = load({'name': 'mnist_mini'})
+  images = normalise(jnp.asarray(data.held_out['image']), data.mean, data.std)
   logits = export.load_slim(workdir / 'slim')(images)
-  accuracy = np.mean(np.argmax(logits, -1) == data.test['label'])
+  accuracy = np.mean(np.argmax(logits, -1) == data.held_out['label'])
   np.testing.assert_allclose(accuracy, summaries['.']['accuracy'], atol=2e-3)  # two images at a tie
   leaves = export.load_slim(workdir / 'slim').variables['params']
   size = sum(leaf.size for module in leaves.values() for leaf in _arrays(module))

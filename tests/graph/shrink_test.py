@@ -105,7 +105,7 @@ def test_apply_takes_any_batch_and_plans_each_once(traced):
     np.testing.assert_allclose(
       slim.apply(slim.variables, x, train=False), expected, rtol=1e-4, atol=1e-5
     )
-  assert len(slim.apply.plans) == 2
+  assert len(slim.apply.programs) == 2
 
 
 def test_apply_is_a_jax_function(traced):
@@ -136,7 +136,7 @@ def test_dropout_draws_the_same_bits_for_the_channels_that_stay(traced):
   one, two, other = (run(slim.variables, *case.inputs, jax.random.key(k)) for k in (3, 3, 4))
   np.testing.assert_array_equal(one, two)
   assert np.max(np.abs(one - other)) > 1e-3
-  assert len(slim.apply.plans) == 1
+  assert len(slim.apply.programs) == 1
 
 
 def test_a_relu_keeps_its_slope_at_zero():

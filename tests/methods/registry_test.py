@@ -55,7 +55,7 @@ def test_a_method_from_outside_is_built_by_name(module):
 
 def test_a_method_from_outside_trains_by_config(module, tmp_path):
   """config.imports names its module; the recipe knows its stages and its options."""
-  from dtp_jax.data import sources
+  from dtp_jax.data import load
   from dtp_jax.train.recipe import build
 
   config = tiny_config()
@@ -63,7 +63,7 @@ def test_a_method_from_outside_trains_by_config(module, tmp_path):
     config.imports = (module,)
   config.method = 'by_index'
   config.methods = ml_collections.ConfigDict({'by_index': {'last': True}})
-  recipe, _ = build(config, sources.from_config(config.data))
+  recipe, _ = build(config, load(config.data))
   assert recipe.stages.soft > 0
   name = next(iter(recipe.pruner.elements.shapes))
   assert recipe.pruner.init(_zeros(recipe))['transport'][name].ravel()[-1] > 0

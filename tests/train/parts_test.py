@@ -1,5 +1,6 @@
 """The parts of a run: optimizer, stages, one trace, checkpoints, metrics, command line."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from dtp_jax.data import sources
-from dtp_jax.data.feed import Resident
+from dtp_jax.data import Resident, load
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
+from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.optimizer import partitioned, transplant
 from dtp_jax.train.recipe import build
@@ -24,7 +27,7 @@ from tests.train.conftest import tiny_config
 
 @pytest.fixture(scope='module')
 def built():
-  data = sources.load('mnist_mini')
+  data = load({'name': 'mnist_mini'})
   recipe, create = build(tiny_config(), data)
   return data, recipe, create
 
@@ -125,16 +128,15 @@ def test_evaluation_counts_every_example_once(built):
   state = create()
 
   def evaluate(split, size):
-    feed = Resident(data.train, split, batch_size=8, eval_batch_size=size, seed=0)
-    return Evaluator(recipe, feed)(state)
+    return Evaluator(recipe, dataclasses.replace(data, held_out=split), size)(state)
 
   values = {}
   for size in (1000, 300, 7):  # 1,000 images: no remainder, a remainder, a tiny last batch
-    split = jax.tree.map(lambda x: x[:100] if size == 7 else x, data.test)  # noqa: B023
+    split = jax.tree.map(lambda x: x[:100] if size == 7 else x, data.held_out)  # noqa: B023
     values[size] = evaluate(split, size)
   assert values[1000]['accuracy'] == values[300]['accuracy']
   np.testing.assert_allclose(values[1000]['loss'], values[300]['loss'], rtol=1e-5)
-  first = jax.tree.map(lambda x: x[:100], data.test)
+  first = jax.tree.map(lambda x: x[:100], data.held_out)
   assert values[7]['accuracy'] == evaluate(first, 100)['accuracy']
 
 
@@ -193,16 +195,68 @@ def test_unknown_names_in_a_config_are_answered_with_those_there_are(built):
     assert field in str(error.value)
 
 
+CONFIG = '--config=configs/mnist_mini.py'
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Parses a command line with flags of its own; returns what it leaves, or the exit message."""
+  defined = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, 'A config.', flag_values=defined)
+  flags.DEFINE_string('workdir', None, 'A folder.', flag_values=defined)
+  monkeypatch.setattr(flags, 'FLAGS', defined)
+
+  def call(*arguments):
+    argv = ['program', *arguments]
+    monkeypatch.setattr(sys, 'argv', argv)  # ml_collections looks there
+    try:
+      return parse_flags(argv), defined
+    except SystemExit as stop:
+      return str(stop)
+
+  return call
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([CONFIG, '--config.prune.kep=0.1', '--workdir=x'],
+     ["--config.prune.kep is not a field of the config; did you mean 'keep'?"]),
+    (['--workdir=x', '--config', 'configs/mnist_mini.py', '--config.sede', '1'],
+     ["--config.sede is not a field of the config; did you mean 'seed'?"]),
+    ([CONFIG, '--workdir=x', '--config.data.name.first=1'],
+     ['--config.data.name.first is not a field of the config.']),
+    ([CONFIG, '--workdir=x', '--config.seed=abc'], ['config.seed', 'abc']),
+    ([CONFIG, '--workdir=x', '--config.baselines[0]=a'], ['baselines[0]', 'tuple']),
+    ([CONFIG], ['--workdir is missing', '--workdir=runs/mnist_mini']),
+    (['--workdir=x'], ['--config is missing', '--config=configs/mnist_mini.py']),
+    (['--config=configs/nothing.py', '--workdir=x'], ['configs/nothing.py']),
+    (['--config=configs/mnist_mini.py:fast', '--workdir=x'], ["'fast'", 'runlocal']),
+    ([CONFIG, '--workdir=x', '--workdri=y'], ['workdri', 'workdir']),
+    ([CONFIG, '--workdir=x', 'config.seed=1'], ["'config.seed=1' is not a flag"]),
+  ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_answered_with_what_is_meant(parse, arguments, words):
+  message = parse(*arguments)
+  assert all(word in message for word in words), message
+  assert message.endswith('Try --help.')
+  assert 'Traceback' not in message
+
+
+def test_fields_are_set(parse):
+  arguments = ['--config.prune.keep=0.25', '--config.baselines=("random",)', '--noconfig.data.flip']
+  rest, defined = parse(CONFIG, '--workdir=x', *arguments)
+  config = defined['config'].value
+  assert rest == ['program']
+  assert (config.prune.keep, config.baselines, config.data.flip) == (0.25, ('random',), False)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['--config=configs/mnist_mini.py', '--config.prune.kep=0.1', '--workdir=x'],
+    ([CONFIG, '--config.prune.kep=0.1', '--workdir=x'],
      ['config.prune.kep', "did you mean 'keep'"]),
-    (['--config=configs/mnist_mini.py'], ['--workdir is missing']),
-    (['--workdir=x'], ['--config is missing']),
-    (['--config=configs/nothing.py', '--workdir=x'], ['configs/nothing.py']),
-    (['--config=configs/mnist_mini.py:fast', '--workdir=x'], ["'fast'", 'runlocal']),
     (['--help'], ['--config', '--workdir', 'configs/mnist_mini.py']),
   ],
 )  # fmt: skip

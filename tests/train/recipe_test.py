@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from configs import imagenet_resnet34
-from dtp_jax.data import sources
+from dtp_jax.data import Resident
 from dtp_jax.models import from_torch
 from dtp_jax.train import recipe
 from dtp_jax.train.stages import Stages
@@ -73,7 +73,7 @@ def test_a_run_starts_at_the_pretrained_weights(tmp_path):
   config = imagenet_resnet34.get_config(f'granularity=weights,pretrained={path}')
   config.model.update({'width': 4, 'blocks': (1, 1)})
   split = {'image': np.zeros((512, 32, 32, 3), np.uint8), 'label': np.zeros(512, np.int32)}
-  data = sources.Dataset('tiny', split, split, 3, (0.5,) * 3, (0.2,) * 3, verified=False)
+  data = Resident('tiny', split, split, 3, (0.5,) * 3, (0.2,) * 3, verified=False)
   built, create = recipe.build(config, data)
   assert built.stages == (0, 60, 180)  # two steps an epoch, none of them dense
   expected = from_torch(path, recipe.build_model(config, 3))

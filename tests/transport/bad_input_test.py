@@ -9,7 +9,15 @@ import pytest
 
 from dtp_jax import transport
 
+
+def _share(mask):
+  return jnp.mean(mask) ** 2
+
+
 _GOOD = {'keep': 0.5, 'epsilon': 1.0}
+# Either way of counting: masses, or a cost with its degree where an iteration needs it.
+_FAMILIES = pytest.mark.parametrize('cost', [None, _share], ids=['weights', 'cost'])
+_WRAPS = pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'in jit'])
 
 
 def _soft(s, **bad):
@@ -17,35 +25,53 @@ def _soft(s, **bad):
 
 
 def _step(s, **bad):
-  return transport.proximal_step(s, bad.pop('state', jnp.zeros(3)), **{**_GOOD, **bad})
+  degree = {'degree': 2} if bad.get('cost') else {}
+  return transport.proximal_step(s, bad.pop('state', jnp.zeros(3)), **{**_GOOD, **degree, **bad})
 
 
-_VALUES = [
-  ('keep', -0.1, 'expected a number in [0.0, 1.0]'),
-  ('keep', 1.5, 'expected a number in [0.0, 1.0]'),
-  ('keep', np.nan, 'expected a number in [0.0, 1.0]'),
-  ('epsilon', 0.0, 'expected a finite number > 0'),
-  ('epsilon', -1.0, 'expected a finite number > 0'),
-  ('epsilon', np.nan, 'expected a finite number > 0'),
-  ('epsilon', np.inf, 'expected a finite number > 0'),
+def _shift(s, *, cost=None, **bad):
+  return transport.sinkhorn_step(s, **{'keep': 0.5, 'cost': cost, 'degree': cost and 2, **bad})
+
+
+def _project(s, **bad):
+  return transport.project(s, **{'keep': 0.5, **bad})
+
+
+def _gain(s, **bad):
+  return transport.deadline_gain(s, **{'keep': 0.5, 'ceiling': 0.5, **bad})
+
+
+_KEEPS = [('keep', value, 'expected a number in [0.0, 1.0]') for value in (-0.1, 1.5, 2, np.nan)]
+_EPSILONS = [
+  ('epsilon', value, 'expected a finite number > 0') for value in (0.0, -1.0, np.nan, np.inf)
+]
+_CEILINGS = [
+  ('ceiling', value, 'expected a number in [0.0, 1.0]') for value in (-1e-3, 1.5, np.nan)
 ]
 _STEP_VALUES = [
   ('memory', 1.01, 'expected a number in [0.0, 1.0]'),
+  ('memory', 7.0, 'expected a number in [0.0, 1.0]'),
   ('memory', np.nan, 'expected a number in [0.0, 1.0]'),
-  ('ceiling', -1e-3, 'expected a number in [0.0, 1.0]'),
   ('projection', 'newton', "expected 'sinkhorn' or 'exact'"),
+  ('projection', 'typo', "expected 'sinkhorn' or 'exact'"),
 ]
-_VALUE_CASES = [(_soft, *case) for case in _VALUES] + [
-  (_step, *case) for case in _VALUES + _STEP_VALUES
-]
+_VALUES = {
+  _soft: _KEEPS + _EPSILONS,
+  _step: _KEEPS + _EPSILONS + _CEILINGS + _STEP_VALUES,
+  _shift: _KEEPS,
+  _project: _KEEPS,
+  _gain: _KEEPS + _CEILINGS,
+}
+_VALUE_CASES = [(function, *case) for function, cases in _VALUES.items() for case in cases]
 
 
-@pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'in jit'])
+@_WRAPS
+@_FAMILIES
 @pytest.mark.parametrize(('function', 'name', 'value', 'allowed'), _VALUE_CASES)
-def test_a_bad_value_is_named(wrap, function, name, value, allowed):
+def test_a_bad_value_is_named(wrap, cost, function, name, value, allowed):
   said = re.escape(f'{name} is {value!r}; {allowed}')
   with pytest.raises(ValueError, match=said):
-    wrap(lambda s: function(s, **{name: value}))(jnp.ones(3))
+    wrap(lambda s: function(s, cost=cost, **{name: value}))(jnp.ones(3))
 
 
 _WEIGHTS = {
@@ -58,22 +84,70 @@ _WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'in jit'])
-@pytest.mark.parametrize('function', [_soft, _step])
+@_WRAPS
+@pytest.mark.parametrize('function', _VALUES)
 @pytest.mark.parametrize('said', _WEIGHTS)
 def test_bad_weights_are_named(wrap, function, said):
   with pytest.raises(ValueError, match=rf'^weights has .*{re.escape(said)}'):
     wrap(lambda s: function(s, weights=np.array(_WEIGHTS[said])))(jnp.ones(3))
 
 
+_COSTS = {
+  'weights and cost are both given': {'cost': _share, 'weights': np.ones(3)},
+  'cost is 0.5; expected a function': {'cost': 0.5},
+  'cost is [0.5]; expected a function': {'cost': [0.5]},
+}
+
+
+@_WRAPS
+@pytest.mark.parametrize('function', _VALUES)
+@pytest.mark.parametrize('said', _COSTS)
+def test_a_bad_cost_is_named(wrap, function, said):
+  with pytest.raises(ValueError, match=f'^{re.escape(said)}'):
+    wrap(lambda s: function(s, **_COSTS[said]))(jnp.ones(3))
+
+
+@pytest.mark.parametrize('function', _VALUES)
+def test_a_cost_is_a_scalar(function):
+  with pytest.raises(ValueError, match=r'^cost gives shape \(3,\) .* expected a scalar'):
+    function(jnp.ones(3), cost=jnp.square)
+
+
+@pytest.mark.parametrize('function', _VALUES)
+def test_a_cost_has_one_problem(function):
+  state = {'state': jnp.zeros((2, 3))} if function is _step else {}
+  with pytest.raises(ValueError, match=r'has shape \(2, 3\); expected one problem .* jax.vmap'):
+    function(jnp.ones((2, 3)), cost=_share, **state)
+
+
+@pytest.mark.parametrize('function', [_shift, _step])
+@pytest.mark.parametrize('degree', [None, 0, -2, 1.5, True, '2'])
+def test_an_iteration_under_a_cost_asks_for_its_degree(function, degree):
+  said = re.escape(f'degree is {degree!r}; expected an integer >= 1')
+  with pytest.raises(ValueError, match=f'^{said}'):
+    function(jnp.ones(3), cost=_share, degree=degree)
+
+
+@pytest.mark.parametrize('function', [_shift, _step])
+def test_a_degree_without_a_cost_is_refused(function):
+  with pytest.raises(ValueError, match=r'^degree is 2 without a cost'):
+    function(jnp.ones(3), degree=2)
+
+
+def test_the_exact_projection_needs_no_degree():
+  mask, _ = _step(jnp.arange(3.0), cost=_share, degree=None, projection='exact')
+  np.testing.assert_allclose(_share(mask), 0.5, rtol=1e-5)
+
+
 _SCORE_FUNCTIONS = {
   'soft_topk': _soft,
-  'init': transport.init,
-  'hard_topk': lambda s: transport.hard_topk(s, k=0),
+  'init': lambda s, **_: transport.init(s),
+  'hard_topk': lambda s, **_: transport.hard_topk(s, k=0),
   'proximal_step': _step,
 }
 
 
+@_FAMILIES
 @pytest.mark.parametrize('function', _SCORE_FUNCTIONS.values(), ids=_SCORE_FUNCTIONS)
 @pytest.mark.parametrize(
   ('scores', 'said'),
@@ -84,17 +158,16 @@ _SCORE_FUNCTIONS = {
     (np.ones(3, bool), 'scores has dtype bool; expected floats'),
   ],
 )
-def test_empty_and_integer_scores_are_refused(function, scores, said):
+def test_empty_and_integer_scores_are_refused(cost, function, scores, said):
   with pytest.raises(ValueError, match=re.escape(said)):
-    function(scores)
+    function(scores, cost=cost)
 
 
-@pytest.mark.parametrize('function', [transport.sinkhorn_step, transport.project])
-def test_log_odds_are_checked_by_their_name(function):
+@_FAMILIES
+@pytest.mark.parametrize('function', [_shift, _project, _gain])
+def test_log_odds_are_checked_by_their_name(cost, function):
   with pytest.raises(ValueError, match='log_odds has dtype int32; expected floats'):
-    function(np.arange(3), keep=0.5)
-  with pytest.raises(ValueError, match=r'keep is 2; expected a number in \[0.0, 1.0\]'):
-    function(np.ones(3, np.float32), keep=2)
+    function(np.arange(3), cost=cost)
 
 
 @pytest.mark.parametrize('k', [-1, 4, 1.0, True, np.float32(2)])
@@ -113,11 +186,7 @@ def test_values_of_a_batch_have_the_batch_shape():
     transport.soft_topk(jnp.ones((2, 3)), keep=jnp.full(3, 0.5), epsilon=1.0)
 
 
-def test_the_state_has_the_shape_of_the_scores():
+@_FAMILIES
+def test_the_state_has_the_shape_of_the_scores(cost):
   with pytest.raises(ValueError, match=r'^state has shape \(2,\); expected .* \(3,\)'):
-    _step(jnp.ones(3), state=jnp.zeros(2))
-
-
-def test_deadline_gain_names_the_ceiling():
-  with pytest.raises(ValueError, match=r'^ceiling is 1.5; expected a number in \[0.0, 1.0\]'):
-    transport.deadline_gain(jnp.ones(3), keep=0.5, ceiling=1.5)
+    _step(jnp.ones(3), state=jnp.zeros(2), cost=cost)

@@ -24,7 +24,7 @@ from dtp_jax.budget.latency.timing import interleaved
 from dtp_jax.graph.cost import Polynomial
 from dtp_jax.graph.graph import Bare
 
-__all__ = ['Plan', 'Shapes', 'device_name', 'grid', 'plan', 'time_calls']
+__all__ = ['Resizable', 'Shapes', 'device_name', 'grid', 'points_of', 'resizable', 'time_calls']
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -32,8 +32,8 @@ _CHUNK_BYTES = 2**28  # operands alive at once: calls within a chunk are timed i
 _EMPTY = 'empty'
 
 
-class Plan(NamedTuple):
-  """How to run an operator at given widths.
+class Resizable(NamedTuple):
+  """An operator that can be run at given widths.
 
   Attributes:
     eqn: its equation.
@@ -97,8 +97,8 @@ class Call(NamedTuple):
     return functools.partial(run, *arrays)
 
 
-def plan(bare: Bare, batch_size: int) -> Plan:
-  """The plan of an operator: equal dims are one width, the batch is part of the fixed factors."""
+def resizable(bare: Bare, batch_size: int) -> Resizable:
+  """An operator by its widths: equal dims are one, the batch is part of the fixed factors."""
   found: dict[frozenset, tuple[int, Polynomial]] = {}
   axes = []
   for extents in bare.operands:
@@ -111,7 +111,7 @@ def plan(bare: Bare, batch_size: int) -> Plan:
       fixed = extent.fixed * (batch_size if extent.batched else 1)
       operand.append((fixed, tuple(which)))
     axes.append(tuple(operand))
-  return Plan(bare.eqn, tuple(axes), tuple(width for _, width in found.values()))
+  return Resizable(bare.eqn, tuple(axes), tuple(width for _, width in found.values()))
 
 
 def grid(full: Sequence[int], points: int) -> tuple[tuple[int, ...], ...]:

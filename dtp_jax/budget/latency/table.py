@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
-from dtp_jax.budget.latency.measure import device_name, grid, plan, points_of, time_calls
+from dtp_jax.budget.latency.measure import device_name, grid, points_of, resizable, time_calls
+from dtp_jax.files import write_text
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial
 
@@ -83,7 +84,7 @@ class LatencyTable:
     for name, value in (('points', points), ('repeats', repeats)):
       if not isinstance(value, int) or value < 2:
         raise ValueError(f'{name} is {value!r}; expected an integer >= 2.')
-    named = [(op, plan(op.bare, batch_size)) for op in graph.operators if op.bare is not None]
+    named = [(op, resizable(op.bare, batch_size)) for op in graph.operators if op.bare is not None]
     if not named:
       raise ValueError(f'the graph has no operator that can be timed alone:\n{graph}')
     distinct = {p.signature: p for _, p in named}
@@ -150,7 +151,7 @@ class LatencyTable:
       'curves': [{'knots': c.knots, 'measured_ns': c.measured.tolist()} for c in self.curves],
       'untimed': self.untimed,
     }
-    pathlib.Path(path).write_text(json.dumps(data) + '\n')
+    write_text(pathlib.Path(path), json.dumps(data) + '\n')
 
   @classmethod
   def load(cls, path: str | pathlib.Path, *, any_device: bool = False) -> LatencyTable:

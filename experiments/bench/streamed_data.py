@@ -1,10 +1,10 @@
-"""Measures how many images of the size of ImageNet's the stream decodes and crops in a second.
+"""Measures how many images of the size of ImageNet's a streamed data set makes in a second.
 
-  python -m experiments.bench.data_stream --config=configs/cifar10_resnet20.py
+  python -m experiments.bench.streamed_data --config=configs/cifar10_resnet20.py
 
 The pictures are twelve of the config's data set side by side, blown up to 500 x 375 and stored as
-JPEG: smoother than photographs, so fewer bytes and somewhat faster to decode. Beside the stream
-stands a plain loop: one thread of Pillow that decodes whole images and resizes windows of the same
+JPEG: smoother than photographs, so fewer bytes and somewhat faster to decode. Beside it stands
+a plain loop: one thread of Pillow that decodes whole images and resizes windows of the same
 distribution, with nothing made ahead. Printed are images per second of wall time and, the figure to
 read on a machine with other work, per second of processor time of all threads together: what one
 core makes.
@@ -23,7 +23,9 @@ from absl import app, flags
 from ml_collections import config_flags
 from PIL import Image
 
-from dtp_jax.data import sources, stream
+from dtp_jax.data import load
+from dtp_jax.data.images import crop_box
+from dtp_jax.data.streamed import Options, Streamed
 from dtp_jax.train.flags import parse_flags
 
 config_flags.DEFINE_config_file('config', None, 'Path of a config whose data set is in memory.')
@@ -31,7 +33,7 @@ flags.DEFINE_integer('image_size', 224, 'Height and width of the crops, in pixel
 flags.DEFINE_integer('batch_size', 32, 'Images of a batch.')
 flags.DEFINE_integer('batches', 16, 'Timed batches of a repeat.')
 flags.DEFINE_integer('repeats', 7, 'Repeats, after one to warm up.')
-flags.DEFINE_integer('threads', os.cpu_count() or 1, 'Threads of the stream.')
+flags.DEFINE_integer('threads', os.cpu_count() or 1, 'Threads that decode.')
 flags.DEFINE_integer('quality', 90, 'Of the JPEG files.')
 FLAGS = flags.FLAGS
 
@@ -40,7 +42,8 @@ _SIZE, _RECORDS = (500, 375), 256
 
 def records(config, quality: int) -> list[dict[str, Any]]:
   """Pictures of the config's data set as JPEG files of 500 x 375 pixels."""
-  data, found = sources.load(config.data.name, config.data.get('data_dir')), []
+  data: Any = load(config.data)
+  found = []
   height, width, _ = data.image_shape
   for index in range(_RECORDS):
     few = data.train['image'][12 * index : 12 * index + 12].reshape(3, 4, height, width, -1)
@@ -60,7 +63,7 @@ def plain(files: list[dict[str, Any]], batch_size: int, size: int) -> Iterator[A
     images = []
     for _ in range(batch_size):
       image = Image.open(io.BytesIO(files[index % len(files)]['image']))
-      box = stream.crop_box(rng, *image.size)
+      box = crop_box(rng, *image.size)
       images.append(np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)))
       index += 1
     yield np.stack(images)
@@ -97,10 +100,12 @@ def main(argv: list[str]) -> None:
   except (ValueError, OSError, ImportError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   size, batch_size, threads = FLAGS.image_size, FLAGS.batch_size, FLAGS.threads
-  options = stream.Options(image_size=size, resize=size, threads=threads, prefetch=threads)
+  options = Options(image_size=size, resize=size, threads=threads, prefetch=threads)
+  channels = (0.5,) * 3
+  data = Streamed('mosaics', files, files, 1, channels, channels, verified=False, options=options)
   ways = {
     'plain loop, 1 thread': lambda: plain(files, batch_size, size),
-    f'stream, {threads} threads': lambda: stream.train(files, batch_size, options, seed=0),
+    f'streamed, {threads} threads': lambda: data.train_batches(batch_size, seed=0),
   }
   skip = 2 * threads + 1
   found = measure(ways, FLAGS.batches, batch_size, FLAGS.repeats, skip)
