@@ -1,4 +1,4 @@
-"""Transport under a price list: a linear cost is plain transport, polynomials are met exactly."""
+"""The ops under a cost: a linear one is plain transport, polynomials are met exactly."""
 
 import functools
 
@@ -12,7 +12,6 @@ from jax.test_util import check_grads
 
 from dtp_jax import transport
 from dtp_jax.graph.cost import Polynomial
-from dtp_jax.transport import priced
 
 _SIZES = {'a': 3, 'b': 4, 'c': 5}
 _N = sum(_SIZES.values())
@@ -42,20 +41,17 @@ def _normal(*shape, seed=0):
 
 # Compiled once per cost and precision, whatever the test.
 _project = jax.jit(
-  lambda z, keep, cost: priced.project(z, keep=keep, cost=cost), static_argnames='cost'
+  lambda z, keep, cost: transport.project(z, keep=keep, cost=cost), static_argnames='cost'
 )
 _gain = jax.jit(
-  lambda z, keep, ceiling, cost: priced.deadline_gain(z, keep=keep, ceiling=ceiling, cost=cost),
+  lambda z, keep, ceiling, cost: transport.deadline_gain(z, keep=keep, ceiling=ceiling, cost=cost),
   static_argnames='cost',
 )
 
 
-_soft_topk = jax.jit(lambda s, keep: priced.soft_topk(s, keep=keep, epsilon=0.7, cost=_LINEAR))
-
-
 @functools.partial(jax.jit, static_argnames=('cost', 'projection'))
 def _step(scores, state, keep, ceiling, cost, projection='exact'):
-  return priced.proximal_step(
+  return transport.proximal_step(
     scores,
     state,
     keep=keep,
@@ -76,32 +72,65 @@ def _exact_cost(cost, mask):
   return sum(c * np.prod([kept[n] for n in names]) for names, c in terms) / cost.polynomial.total
 
 
-@pytest.mark.parametrize('keep', [0.03, 0.4, 0.97])
+def _central_differences(f, x, h=1e-6):
+  steps = h * jnp.eye(len(x))
+  return (jax.vmap(f)(x[None] + steps) - jax.vmap(f)(x[None] - steps)) / (2 * h)
+
+
+_FAMILIES = {'weights': _MASSES}, {'cost': _LINEAR}
+
+
+@pytest.mark.parametrize('keep', [0.0, 0.03, 0.4, 0.97, 1.0])
 def test_a_linear_cost_is_weighted_transport(x64, keep):
-  z = 3 * _normal(_N)
-  weighted = transport.project(z, keep=keep, weights=_MASSES)
-  np.testing.assert_allclose(_project(z, keep, _LINEAR), weighted, atol=1e-12)
-  mask = _soft_topk(z, keep)
-  expected = transport.soft_topk(z, keep=keep, epsilon=0.7, weights=_MASSES)
-  np.testing.assert_allclose(mask, expected, atol=1e-13)
-  step = priced.sinkhorn_step(z, keep=keep, cost=_LINEAR, degree=1)
-  np.testing.assert_allclose(
-    step, transport.sinkhorn_step(z, keep=keep, weights=_MASSES), atol=1e-12
-  )
+  z, target = 3 * _normal(_N), _normal(_N, seed=1)
+
+  def ops(z, keep, family):
+    iterates = {**family, 'degree': 1} if 'cost' in family else family
+    soft = lambda z: transport.soft_topk(z, keep=keep, epsilon=0.7, **family)
+    mask, pullback = jax.vjp(soft, z)
+    return {
+      'soft_topk': mask,
+      'gradient': pullback(target)[0],
+      'project': jax.nn.sigmoid(transport.project(z, keep=keep, **family)),
+      'sinkhorn_step': transport.sinkhorn_step(z, keep=keep, **iterates),
+    }
+
+  weighted, priced = (jax.jit(functools.partial(ops, family=f))(z, keep) for f in _FAMILIES)
+  for name, expected in weighted.items():
+    np.testing.assert_allclose(priced[name], expected, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize('ceiling', [1.0, 0.05])
-def test_a_linear_cost_takes_the_weighted_proximal_steps(x64, ceiling):
-  scores, state = _normal(_N), _normal(_N, seed=1)
+@pytest.mark.parametrize('projection', ['sinkhorn', 'exact'])
+@pytest.mark.parametrize('ceiling', [None, 1.0, 0.05])
+def test_a_linear_cost_takes_the_weighted_proximal_steps(x64, ceiling, projection):
+  scores, state, target = _normal(_N), _normal(_N, seed=1), _normal(_N, seed=2)
+
+  @jax.jit
+  def weighted(scores, state, keep):
+    options = {'epsilon': 0.5, 'memory': 0.9, 'weights': _MASSES, 'projection': projection}
+    return transport.proximal_step(scores, state, keep=keep, ceiling=ceiling, **options)
+
+  priced = lambda scores, state, keep: _step(scores, state, keep, ceiling, _LINEAR, projection)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(step, state, keep):
+    return jax.grad(lambda s: target @ step(s, state, keep)[0])(scores)
+
   ours, theirs = state, state
   for keep in (0.8, 0.5, 0.3):
-    mask, ours = _step(scores, ours, keep, ceiling, _LINEAR)
-    options = {'epsilon': 0.5, 'memory': 0.9, 'weights': _MASSES, 'projection': 'exact'}
-    expected, theirs = transport.proximal_step(
-      scores, theirs, keep=keep, ceiling=ceiling, **options
-    )
+    slopes = gradient(priced, ours, keep), gradient(weighted, theirs, keep)
+    np.testing.assert_allclose(*slopes, rtol=1e-7, atol=1e-9)
+    mask, ours = priced(scores, ours, keep)
+    expected, theirs = weighted(scores, theirs, keep)
     np.testing.assert_allclose(mask, expected, atol=1e-9)
     np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_a_linear_cost_has_the_weighted_gain(x64):
+  z = _normal(_N)
+  for ceiling in (0.6, 0.1, 0.01):
+    expected = transport.deadline_gain(z, keep=0.4, ceiling=ceiling, weights=_MASSES)
+    np.testing.assert_allclose(_gain(z, 0.4, ceiling, _LINEAR), expected, rtol=1e-9)
 
 
 @_POLYNOMIALS
@@ -125,7 +154,7 @@ def test_float32_meets_the_budget_to_its_rounding(cost):
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_half_precision_scores_are_solved_in_float32(dtype):
   scores = _normal(_N).astype(dtype)
-  solve = lambda s: priced.soft_topk(s, keep=0.4, epsilon=1.0, cost=_SQUARE)
+  solve = functools.partial(transport.soft_topk, keep=0.4, epsilon=1.0, cost=_SQUARE)
   mask = solve(scores)
   assert mask.dtype == jnp.float32
   np.testing.assert_array_equal(mask, solve(scores.astype(jnp.float32)))
@@ -135,7 +164,7 @@ def _unrolled(z, keep, cost):
   """The same mask from damped Sinkhorn iterations, for autodiff to go through each of them."""
 
   def iterate(z, _):
-    return priced.sinkhorn_step(z, keep=keep, cost=cost, degree=3), None
+    return transport.sinkhorn_step(z, keep=keep, cost=cost, degree=3), None
 
   return jax.nn.sigmoid(jax.lax.scan(iterate, z, length=300)[0])
 
@@ -144,7 +173,7 @@ def _unrolled(z, keep, cost):
 @pytest.mark.parametrize('jacobian', [jax.jacfwd, jax.jacrev])
 def test_derivatives_match_the_unrolled_solve(x64, cost, jacobian):
   z, keep = _normal(_N), 0.35
-  mask = lambda z, keep: jax.nn.sigmoid(priced.project(z, keep=keep, cost=cost))
+  mask = lambda z, keep: jax.nn.sigmoid(transport.project(z, keep=keep, cost=cost))
   ours = jax.jit(jacobian(mask, (0, 1)))(z, keep)
   unrolled = jax.jit(jacobian(functools.partial(_unrolled, cost=cost), (0, 1)))(z, keep)
   for derivative, expected in zip(ours, unrolled, strict=True):
@@ -152,25 +181,24 @@ def test_derivatives_match_the_unrolled_solve(x64, cost, jacobian):
 
 
 def test_derivatives_match_finite_differences_to_second_order(x64):
-  project = jax.jit(lambda z, keep: priced.project(z, keep=keep, cost=_CUBIC))
+  project = jax.jit(lambda z, keep: transport.project(z, keep=keep, cost=_CUBIC))
   check_grads(project, (_normal(_N), 0.35), order=2, modes=('rev',), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('projection', ['exact', 'sinkhorn'])
 def test_gradients_of_a_step_match_finite_differences(x64, projection):
   scores, state, target = _normal(_N), _normal(_N, seed=1), _normal(_N, seed=2)
-  loss = jax.jit(lambda s: target @ _step(s, state, 0.4, None, _SQUARE, projection)[0])
-  h = 1e-6
-  differences = [(loss(scores + h * e) - loss(scores - h * e)) / (2 * h) for e in jnp.eye(_N)]
-  np.testing.assert_allclose(jax.jit(jax.grad(loss))(scores), jnp.stack(differences), atol=1e-8)
+  loss = lambda s: target @ _step(s, state, 0.4, None, _SQUARE, projection)[0]
+  ours = jax.jit(lambda s: (jax.grad(loss)(s), _central_differences(loss, s)))(scores)
+  np.testing.assert_allclose(*ours, atol=1e-8)
 
 
 def test_masks_move_within_the_budget(x64):
   """Along the marginal costs a mask cannot move; a larger budget moves it by that much."""
   z = _normal(_N)
-  mask = lambda z, keep: jax.nn.sigmoid(priced.project(z, keep=keep, cost=_CUBIC))
+  mask = lambda z, keep: jax.nn.sigmoid(transport.project(z, keep=keep, cost=_CUBIC))
+  prices = jax.jit(lambda z, keep: jax.grad(_CUBIC)(mask(z, keep)))(z, 0.35)
   by_z, by_keep = jax.jit(jax.jacrev(mask, (0, 1)))(z, 0.35)
-  prices = jax.grad(_CUBIC)(mask(z, 0.35))
   np.testing.assert_allclose(prices @ by_z, 0.0, atol=1e-13)
   np.testing.assert_allclose(prices @ by_keep, 1.0, rtol=1e-12)
 
@@ -231,7 +259,7 @@ def test_scan_is_the_loop_forward_and_backward(x64):
       carry, _ = step(carry, keep)
     return carry[0]
 
-  np.testing.assert_allclose(jax.jit(scanned)(scores), looped(scores), rtol=1e-12)
+  np.testing.assert_allclose(jax.jit(scanned)(scores), jax.jit(looped)(scores), rtol=1e-12)
   gradients = (jax.jit(jax.grad(lambda s, f=f: f(s)[0]))(scores) for f in (scanned, looped))
   np.testing.assert_allclose(*gradients, atol=1e-12)
 
@@ -240,7 +268,7 @@ def _iterates(cost, degree, steps, keep):
   """F(m) / keep along Sinkhorn's iteration, from log-odds that have begun to spread."""
 
   def iterate(z, _):
-    z = priced.sinkhorn_step(z, keep=keep, cost=cost, degree=degree)
+    z = transport.sinkhorn_step(z, keep=keep, cost=cost, degree=degree)
     return z, cost(jax.nn.sigmoid(z)) / keep
 
   return np.asarray(jax.jit(lambda z: jax.lax.scan(iterate, z, length=steps)[1])(_normal(_N)))
@@ -337,3 +365,53 @@ def test_a_long_run_through_ramp_and_deadline_stays_finite(cost):
   np.testing.assert_allclose(spent, 1.0, rtol=1e-4)
   # Beside the one channel that the budget may cut, everything is hard.
   assert np.sum(np.abs(state) < 15) <= 1
+
+
+@pytest.mark.parametrize('keep', [0.0, 1.0])
+@pytest.mark.parametrize('projection', ['exact', 'sinkhorn'])
+def test_keep_nothing_and_everything_are_exact(keep, projection):
+  mask = transport.soft_topk(_normal(_N), keep=keep, epsilon=5.0, cost=_SQUARE)
+  np.testing.assert_array_equal(mask, keep)
+  mask, _ = _step(_normal(_N), jnp.zeros(_N), keep, None, _SQUARE, projection)
+  np.testing.assert_array_equal(mask, keep)
+
+
+def test_infinite_scores_are_kept_first_and_last():
+  scores = _normal(_N).at[jnp.array([1, 5])].set(jnp.array([jnp.inf, -jnp.inf]))
+  mask = transport.soft_topk(scores, keep=0.4, epsilon=1.0, cost=_SQUARE)
+  np.testing.assert_allclose(mask[jnp.array([1, 5])], [1, 0], atol=1e-6)
+  np.testing.assert_allclose(_exact_cost(_SQUARE, mask), 0.4, rtol=1e-5)
+  state = transport.init(scores)
+  for _ in range(5):
+    mask, state = _step(scores, state, 0.4, None, _SQUARE)
+  np.testing.assert_allclose(mask[jnp.array([1, 5])], [1, 0], atol=1e-6)
+  assert np.all(np.isfinite(state))
+
+
+@pytest.mark.parametrize('projection', ['exact', 'sinkhorn'])
+@pytest.mark.parametrize('ceiling', [None, 0.5])
+def test_nan_propagates(projection, ceiling):
+  scores = _normal(_N).at[4].set(jnp.nan)
+  for value in _step(scores, jnp.zeros(_N), 0.4, ceiling, _SQUARE, projection):
+    assert np.all(np.isnan(value))
+
+
+@pytest.mark.parametrize('projection', ['exact', 'sinkhorn'])
+def test_vmap_is_the_loop(x64, projection):
+  scores, states, keeps = _normal(3, _N), _normal(3, _N, seed=1), jnp.array([0.3, 0.5, 0.8])
+  step = lambda s, z, keep: _step(s, z, keep, 0.5, _SQUARE, projection)
+  masks, after = jax.jit(jax.vmap(step))(scores, states, keeps)
+  for i, problem in enumerate(zip(scores, states, keeps, strict=True)):
+    mask, state = step(*problem)
+    np.testing.assert_allclose(masks[i], mask, atol=1e-10)
+    np.testing.assert_allclose(after[i], state, atol=1e-9)
+
+
+def test_a_cost_flat_at_the_whole_is_centred_uniformly():
+  share = lambda mask: 1 - (1 - jnp.mean(mask)) ** 2  # no marginal price at mask 1
+  step = functools.partial(
+    transport.proximal_step, state=np.zeros(_N), keep=0.4, epsilon=0.5, cost=share, degree=1
+  )
+  (mask, state), (shifted, _) = step(_normal(_N)), step(_normal(_N) + 3)
+  assert np.all(np.isfinite(state))
+  np.testing.assert_allclose(mask, shifted, atol=1e-5)

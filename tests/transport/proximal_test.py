@@ -27,19 +27,27 @@ def _masses(*shape, seed=1):
 
 def _run(scores, steps, **options):
   """The mask and state after `steps` steps at constant scores."""
-  step = lambda _, state: transport.proximal_step(scores, state, **options)[1]
-  state = jax.lax.fori_loop(0, steps - 1, step, transport.init(scores))
-  return transport.proximal_step(scores, state, **options)
+
+  @jax.jit
+  def run(scores):
+    step = lambda _, carry: transport.proximal_step(scores, carry[1], **options)
+    return jax.lax.fori_loop(0, steps, step, (transport.init(scores), transport.init(scores)))
+
+  return run(scores)
 
 
 def test_thirty_drifting_steps_are_ott_iterations(x64):
   n, epsilon, a = 12, 0.8, _masses(12)
   plan, state = a[:, None] * jnp.array([[0.5, 0.5]]), jnp.zeros(n)
   start, drift = _normal(n), _normal(n, seed=2)
+
+  @jax.jit
+  def both(scores, plan, state, keep):
+    theirs = ott_oracle.proximal_step(scores, plan, keep, epsilon, a)
+    return theirs, transport.proximal_step(scores, state, keep=keep, epsilon=epsilon, weights=a)
+
   for t, keep in enumerate(np.linspace(0.8, 0.2, 30)):
-    scores = start + t / 10 * drift
-    plan = ott_oracle.proximal_step(scores, plan, keep, epsilon, a)
-    mask, state = transport.proximal_step(scores, state, keep=keep, epsilon=epsilon, weights=a)
+    plan, (mask, state) = both(start + t / 10 * drift, plan, state, keep)
     np.testing.assert_allclose(mask, plan[:, 1] / a, rtol=0, atol=1e-12)
 
 
@@ -82,25 +90,24 @@ def test_the_state_is_the_log_odds_of_the_mask_and_holds_no_gradient():
   mask, state = transport.proximal_step(scores, scores, keep=0.4, epsilon=1.0)
   np.testing.assert_allclose(jax.nn.sigmoid(state), mask, rtol=1e-6)
   step = jax.jit(lambda s, z: transport.proximal_step(s, z, keep=0.4, epsilon=1.0))
-  (_, from_state), (into_mask, _) = (
-    jax.jacfwd(step, 0)(scores, state),
-    jax.jacfwd(step, 1)(scores, state),
-  )
+  jacobians = jax.jit(lambda *x: (jax.jacfwd(step, 0)(*x), jax.jacfwd(step, 1)(*x)))
+  (_, from_state), (into_mask, _) = jacobians(scores, state)
   np.testing.assert_array_equal(from_state, 0.0)
   np.testing.assert_array_equal(into_mask, 0.0)
 
 
 def _central_differences(f, x, h=1e-6):
-  return jnp.stack([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in jnp.eye(len(x))])
+  steps = h * jnp.eye(len(x))
+  return (jax.vmap(f)(x[None] + steps) - jax.vmap(f)(x[None] - steps)) / (2 * h)
 
 
 @_PROJECTIONS
 def test_gradients_match_finite_differences(x64, projection):
   scores, state, target = _normal(6), _normal(6, seed=1), _normal(6, seed=2)
   options = {'keep': 0.4, 'epsilon': 0.9, 'weights': _masses(6), 'projection': projection}
-  loss = jax.jit(lambda s: target @ transport.proximal_step(s, state, **options)[0])
-  differences = _central_differences(loss, scores)
-  np.testing.assert_allclose(jax.grad(loss)(scores), differences, atol=1e-8)
+  loss = lambda s: target @ transport.proximal_step(s, state, **options)[0]
+  ours = jax.jit(lambda s: (jax.grad(loss)(s), _central_differences(loss, s)))(scores)
+  np.testing.assert_allclose(*ours, atol=1e-8)
 
 
 def test_the_gradient_under_a_ceiling_holds_the_gain(x64):
@@ -113,8 +120,8 @@ def test_the_gradient_under_a_ceiling_holds_the_gain(x64):
     return target @ transport.proximal_step(s, state, keep=0.4, epsilon=0.9, ceiling=0.3)[0]
 
   assert gain > 1.5
-  differences = _central_differences(jax.jit(held), scores)
-  np.testing.assert_allclose(jax.grad(loss)(scores), differences, atol=1e-7)
+  ours = jax.jit(lambda s: (jax.grad(loss)(s), _central_differences(held, s)))(scores)
+  np.testing.assert_allclose(*ours, atol=1e-7)
 
 
 # Multiples of 1/64, so that adding an integer to them is exact in float32.
@@ -160,9 +167,10 @@ def test_batch_vmap_and_loop_agree(ceiling):
   def step(s, z, k, a):
     return transport.proximal_step(s, z, keep=k, epsilon=0.5, weights=a, ceiling=ceiling)
 
-  batched, mapped = step(scores, state, keep, weights), jax.vmap(step)(scores, state, keep, weights)
+  arguments = scores, state, keep, weights
+  batched, mapped, single = step(*arguments), jax.jit(jax.vmap(step))(*arguments), jax.jit(step)
   for i in range(3):
-    alone = step(scores[i], state[i], keep[i], weights[i])
+    alone = single(scores[i], state[i], keep[i], weights[i])
     np.testing.assert_allclose(batched[0][i], alone[0], atol=1e-5)
     np.testing.assert_allclose(mapped[0][i], alone[0], atol=1e-5)
 
@@ -236,9 +244,8 @@ def test_half_precision_scores_have_a_float32_state(dtype):
 @pytest.mark.parametrize('ceiling', [1e-4, 0.01, 0.25])
 def test_the_gain_is_the_smallest_that_meets_the_ceiling(keep, ceiling):
   z = 2 * _normal(3, 400)
-  softness = lambda kappa: transport.softness(
-    jax.nn.sigmoid(transport.project(kappa[:, None] * z, keep=keep))
-  )
+  mask = lambda kappa: jax.nn.sigmoid(transport.project(kappa[:, None] * z, keep=keep))
+  softness = jax.jit(lambda kappa: transport.softness(mask(kappa)))
   gain = transport.deadline_gain(z, keep=keep, ceiling=jnp.full(3, ceiling))
   assert jnp.all(gain > 1)
   assert jnp.all(softness(gain) <= ceiling)
@@ -316,7 +323,8 @@ def test_a_long_run_through_ramp_and_deadline_stays_finite():
     return (scores, state, key), (jnp.isfinite(gradient).all(), mask.mean() - rho)
 
   carry = jnp.zeros(n), jnp.zeros(n), jax.random.key(0)
-  (_, state, _), (finite, excess) = jax.lax.scan(step, carry, jnp.arange(steps) / steps)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(steps) / steps))
+  (_, state, _), (finite, excess) = run(carry)
   assert finite.all()
   assert jnp.isfinite(state).all()
   np.testing.assert_allclose(excess[-1], 0.0, atol=1e-5)
