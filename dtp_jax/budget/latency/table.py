@@ -198,7 +198,7 @@ class LatencyTable:
     """Every operator at full and at half width of all groups."""
     full = self.nanoseconds({})
     half = self.nanoseconds({name: max(1, n // 2) for name, n in self.groups.items()})
-    width = max(len(o.name) for o in self.operators)
+    width = max(len('operator'), *(len(o.name) for o in self.operators))
     lines = [
       f'{len(self.operators)} operators on {self.device}, batch size {self.batch_size}',
       f'{"operator":{width}}  {"primitive":20}  {"full, ns":>12}  {"half, ns":>12}  {"half":>5}',
