@@ -5,8 +5,6 @@ takes it: floats of at least float32, per-problem values of shape (..., 1), a `C
 """
 
 # jax's own annotations are partly unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false
 
 import jax
 import jax.core

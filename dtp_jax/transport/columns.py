@@ -9,8 +9,6 @@ Shapes: log-odds and masks (..., n), sums and everything per problem (..., 1).
 """
 
 # jax's own annotations are partly unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false
 
 import dataclasses
 from collections.abc import Callable

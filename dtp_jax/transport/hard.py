@@ -1,8 +1,6 @@
 """Exact top-k: counted in integers, without a sort."""
 
 # jax's own annotations are partly unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false
 
 import jax
 import jax.numpy as jnp

@@ -25,8 +25,6 @@ Only budgets and orders matter: adding a constant to all scores of a problem cha
 """
 
 # jax's own annotations are partly unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false
 
 from typing import Literal
 

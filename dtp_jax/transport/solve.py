@@ -5,8 +5,6 @@ were checked by the public ops.
 """
 
 # jax's own annotations are partly unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false
 
 import functools
 from collections.abc import Callable

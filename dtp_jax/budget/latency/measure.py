@@ -99,7 +99,7 @@ class Call(NamedTuple):
 
 def resizable(bare: Bare, batch_size: int) -> Resizable:
   """An operator by its widths: equal dims are one, the batch is part of the fixed factors."""
-  found: dict[frozenset, tuple[int, Polynomial]] = {}
+  found: dict[frozenset[Any], tuple[int, Polynomial]] = {}
   axes = []
   for extents in bare.operands:
     operand = []
