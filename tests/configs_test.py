@@ -18,7 +18,7 @@ from configs.arguments import parse
 from dtp_jax.budget import resolve
 from dtp_jax.data import Resident
 from dtp_jax.train import recipe
-from dtp_jax.train.step import train_step
+from dtp_jax.train.step import enter_stage, train_step
 from tests.graph.agreement import QUICK
 from tests.graph.models import randomized
 
@@ -330,8 +330,8 @@ def test_runlocal_trains_a_step_of_every_stage(name):
     'label': np.arange(8, dtype=np.int32),
   }
   step = jax.jit(functools.partial(train_step, built), compiler_options=QUICK)
-  for _ in range(3):
-    state, metrics = step(state, batch)
+  for i in range(3):
+    state, metrics = step(enter_stage(built, state, i), batch)
     assert np.isfinite(metrics['loss'])
   hard = {key: np.asarray(z) > 0 for key, z in state.transport.items()}
   assert all(set(np.unique(z)) <= {-1, 1} for z in state.transport.values())

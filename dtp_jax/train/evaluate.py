@@ -29,7 +29,8 @@ class Evaluator:
     """Compiles nothing yet."""
     self._data, self._batch_size = data, batch_size
     self._masked = jax.jit(functools.partial(masked_params, recipe))
-    self._stages = recipe.stages
+    self._apply_masks = jax.jit(recipe.pruner.apply_masks)
+    self._stages, self._pruner = recipe.stages, recipe.pruner
 
     self._step = functools.partial(_eval_step, data.batch, recipe.apply, recipe.preprocess)
 
@@ -45,7 +46,8 @@ class Evaluator:
     present = self._mean(found['params'], state.batch_stats)
     values = {**present, **{k: float(v) for k, v in found['metrics'].items()}}
     if self._stages.is_soft(int(state.step) - 1):
-      hard = self._mean(found['params_hard'], state.batch_stats)
+      params = self._apply_masks(state.params, self._pruner.harden(state.extra))
+      hard = self._mean(params, state.batch_stats)
       values['accuracy_hard'] = hard['accuracy']
       values['gap'] = present['accuracy'] - hard['accuracy']
     values['kept_per_array'] = {k: float(v) for k, v in found['kept_per_array'].items()}

@@ -23,7 +23,7 @@ from dtp_jax.train.optimizer import transplant
 from dtp_jax.train.recipe import Config, build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
-from dtp_jax.train.step import Recipe, train_step
+from dtp_jax.train.step import Recipe, enter_stage, train_step
 from dtp_jax.trees import paths
 
 __all__ = ['DivergedError', 'train_and_evaluate']
@@ -91,6 +91,7 @@ class _Run:
     def step(state, *arguments):
       return train_step(recipe, state, data.batch(*arguments))
 
+    self._enter = functools.partial(enter_stage, recipe)
     self._step = jax.jit(step, donate_argnums=0)
     self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
     self._pending: list[tuple[int, Any]] = []
@@ -117,7 +118,7 @@ class _Run:
       if self._checkpoints.latest is None:
         self._measure(state)
       for step in range(begin, self._stages.total):
-        state, metrics = self._step(state, *next(batches))
+        state, metrics = self._step(self._enter(state, step), *next(batches))
         self._pending.append((step + 1, metrics))
         jax.block_until_ready(self._pending[-AHEAD - 1 : -AHEAD])
         bar.update(batch)

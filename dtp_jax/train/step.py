@@ -15,7 +15,7 @@ from dtp_jax.prunable import Masks
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 
-__all__ = ['Batch', 'Recipe', 'eval_step', 'masked_params', 'train_step']
+__all__ = ['Batch', 'Recipe', 'enter_stage', 'eval_step', 'masked_params', 'train_step']
 
 Batch = dict[str, Array]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'mask' bool (B,) in eval
 
@@ -40,10 +40,33 @@ class Recipe(NamedTuple):
   label_smoothing: float = 0.0
 
 
+def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
+  """The state that a step begins with: a new one at the first step of the soft and hard stages.
+
+  The soft stage starts from the weights of the moment, and the ranking is frozen at its end. Not a
+  part of `train_step`: the rounding to a budget of channels is the host's, and a program that calls
+  the host is compiled anew in every process.
+
+  Args:
+    recipe: static.
+    state: at the step, concrete.
+    step: `state.step`, known without waiting for the device.
+
+  Returns:
+    The state; the same at every other step.
+  """
+  stages, extra = recipe.stages, state.extra
+  if step == stages.soft_start:
+    extra = jax.jit(recipe.pruner.init)(state.params)
+  if step == stages.hard_start:
+    extra = {**extra, 'transport': _frozen(extra['transport'], recipe.pruner.harden(extra))}
+  return dataclasses.replace(state, scores=extra['scores'], transport=extra['transport'])
+
+
 def train_step(
   recipe: Recipe, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One step of whatever stage the step number lies in.
+  """One step of whatever stage the step number lies in, which `enter_stage` began.
 
   Args:
     recipe: static.
@@ -54,7 +77,6 @@ def train_step(
     The next state and scalar metrics: loss, accuracy, softness S (mean of 4 m (1 - m)) and kept
     (mean of the mask) of the masks used.
   """
-  state = _enter_stage(recipe, state)
   key_augment, key_model = jax.random.split(jax.random.fold_in(state.rngs['train'], state.step))
   images = recipe.preprocess(key_augment, batch['image'], True)
 
@@ -96,22 +118,16 @@ def train_step(
 
 
 def masked_params(recipe: Recipe, state: TrainState) -> dict[str, Any]:
-  """The network as it was last trained and as it would be if it were hardened now.
+  """The network as it was last trained.
 
   Returns:
-    'params' and 'params_hard' (multiplied by their masks), the metrics of the present masks, and
-    'kept_per_array' {name: mean of the mask}.
+    'params' multiplied by their masks, the 'metrics' of these, and 'kept_per_array' {name: mean of
+    the mask}.
   """
   last = state.step - 1  # at the bound of two stages the network is still that of the first
   masks, _ = _stage_masks(recipe, state.params, state.extra, last)
-  hard = lax.cond(
-    last < recipe.stages.soft_start,
-    lambda: jax.tree.map(jnp.ones_like, masks),
-    lambda: _as_floats(recipe.pruner.harden(state.extra), masks),
-  )
   return {
     'params': recipe.pruner.apply_masks(state.params, masks),
-    'params_hard': recipe.pruner.apply_masks(state.params, hard),
     'metrics': _mask_metrics(masks),
     'kept_per_array': {name: jnp.mean(mask) for name, mask in masks.items()},
   }
@@ -148,24 +164,10 @@ def eval_step(
   }
 
 
-def _enter_stage(recipe, state):
-  """Starts the soft stage from the weights of the moment, and freezes the ranking at its end."""
-
-  def freeze(extra):
-    hard, transport = recipe.pruner.harden(extra), extra['transport']
-    return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
-
-  extra = lax.cond(
-    state.step == recipe.stages.soft_start,
-    lambda params, extra: recipe.pruner.init(params),
-    lambda params, extra: extra,
-    state.params,
-    state.extra,
-  )
-  transport = lax.cond(
-    state.step == recipe.stages.hard_start, freeze, lambda extra: extra['transport'], extra
-  )
-  return dataclasses.replace(state, scores=extra['scores'], transport=transport)
+@jax.jit
+def _frozen(transport, hard):
+  """The hard masks as log-odds of +1 and -1."""
+  return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
 
 
 def _stage_masks(recipe, params, extra: Extra, step) -> tuple[Masks, dict[str, Array]]:

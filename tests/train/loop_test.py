@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from dtp_jax import report
-from dtp_jax.data import Resident, load
+from dtp_jax.data import load
 from dtp_jax.data.images import normalise
 from dtp_jax.export import run as slim
 from dtp_jax.files import read_json
 from dtp_jax.report import rows
 from dtp_jax.train import loop, runner, sweep
-from dtp_jax.train.metrics import read_metrics
+from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import build
 from tests.train.conftest import tiny_config
 
@@ -116,30 +116,33 @@ def test_a_run_alone_trains_its_own_dense_stage_and_is_the_same_run(finished, tm
 
 
 @pytest.mark.parametrize('stop', [17, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_resumed_run_equals_the_uninterrupted_one(finished, tmp_path, monkeypatch, stop):
-  whole, _ = finished
-  config = tiny_config()
-  config.baselines = ('magnitude',)  # the config is the same; only the main run is trained here
-  train_batches = Resident.train_batches
+def test_resumed_runs_equal_the_uninterrupted_ones(finished, tmp_path, monkeypatch, stop):
+  """Each of the runs of a config is interrupted once: dense, in its soft stage, in its hard one."""
+  whole, summaries = finished
+  write, interrupted = MetricsWriter.write, []
 
-  def interrupted(self, size, *, seed, step=0):
-    for number, arguments in enumerate(train_batches(self, size, seed=seed, step=step), step):
-      if number == stop:
-        raise KeyboardInterrupt
-      yield arguments
+  def interrupt(self, kind, step, values):
+    folder = self._path.parent
+    if (kind, step) == ('train', stop) and folder not in interrupted:
+      interrupted.append(folder)
+      raise KeyboardInterrupt
+    write(self, kind, step, values)
 
-  monkeypatch.setattr(Resident, 'train_batches', interrupted)
-  with pytest.raises(KeyboardInterrupt):
-    loop.train_and_evaluate(config, tmp_path)
-  monkeypatch.undo()
-  assert not (tmp_path / 'summary.json').exists()
-  loop.train_and_evaluate(config, tmp_path)
-  assert read_metrics(tmp_path) == read_metrics(whole)
-  for file in ('masks.npz', 'pruned.npz'):
-    ours, theirs = _arrays(tmp_path / file), _arrays(whole / file)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name])
+  monkeypatch.setattr(MetricsWriter, 'write', interrupt)
+  runs = sweep.with_baselines(tiny_config())
+  for run in runs:
+    with pytest.raises(KeyboardInterrupt):
+      runner.run_here(runs, tmp_path)
+    assert interrupted[-1] == tmp_path / run.name
+    assert not (tmp_path / run.name / 'summary.json').exists()
+  runner.run_here(runs, tmp_path)
+  for name in summaries:
+    assert read_metrics(tmp_path / name) == read_metrics(whole / name)
+    for file in ('masks.npz', 'pruned.npz'):
+      ours, theirs = _arrays(tmp_path / name / file), _arrays(whole / name / file)
+      assert ours.keys() == theirs.keys()
+      for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key])
 
 
 def test_rerunning_a_finished_run_changes_nothing(finished):

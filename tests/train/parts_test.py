@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.optimizer import partitioned, transplant
 from dtp_jax.train.recipe import build
 from dtp_jax.train.stages import Stages
-from dtp_jax.train.step import train_step
+from dtp_jax.train.step import enter_stage, train_step
 from tests.train.conftest import tiny_config
 
 
@@ -47,7 +48,9 @@ def test_stages_follow_the_step_number():
   ]
 
 
-def test_one_trace_serves_every_stage(built):
+@pytest.fixture(scope='module')
+def stepped(built):
+  """(states of a whole run on the host, the first one and that after each step, traces of it)."""
   data, recipe, create = built
   traces = []
 
@@ -57,31 +60,32 @@ def test_one_trace_serves_every_stage(built):
 
   train = jax.tree.map(jnp.asarray, data.train)
   step, state = jax.jit(step, donate_argnums=0), create()
+  states = [jax.device_get(dataclasses.replace(state, rngs={}))]
   for i in range(recipe.stages.total):
-    state, _ = step(state, np.arange(8, dtype=np.int32) + i)
-  assert int(state.step) == recipe.stages.total
+    state, _ = step(enter_stage(recipe, state, i), np.arange(32, dtype=np.int32) + i)
+    states.append(jax.device_get(dataclasses.replace(state, rngs={})))
+  return states, traces
+
+
+def test_one_trace_serves_every_stage(built, stepped):
+  states, traces = stepped
+  assert [int(state.step) for state in states] == list(range(built[1].stages.total + 1))
   assert len(traces) == 1
 
 
-def test_scores_learn_in_the_soft_stage_alone_and_the_log_odds_freeze(built):
-  data, recipe, create = built
-  train = jax.tree.map(jnp.asarray, data.train)
-  step = jax.jit(lambda state, index: train_step(recipe, state, Resident.batch(train, index)))
-  state, stages = create(), recipe.stages
-  index = np.arange(32, dtype=np.int32)
+def test_scores_learn_in_the_soft_stage_alone_and_the_log_odds_freeze(built, stepped):
+  states, stages = stepped[0], built[1].stages
   seen = {}
-  for i in range(stages.total):
-    following, _ = step(state, index)
+  for i, (state, following) in enumerate(itertools.pairwise(states)):
     moved = any(np.any(a != b) for a, b in zip(
       jax.tree.leaves(state.scores), jax.tree.leaves(following.scores), strict=True))  # fmt: skip
     seen.setdefault(stages.name(i), set()).add(moved)
-    state = following
-    if i == stages.hard_start:
-      frozen = state.transport
   assert seen == {'dense': {False}, 'soft': {True}, 'hard': {False}}
-  for name, z in state.transport.items():
-    np.testing.assert_array_equal(z, frozen[name])
-    assert set(np.unique(z)) <= {-1.0, 1.0}
+  frozen = states[stages.hard_start + 1].transport
+  for state in states[stages.hard_start + 1 :]:
+    for name, z in state.transport.items():
+      np.testing.assert_array_equal(z, frozen[name])
+      assert set(np.unique(z)) <= {-1.0, 1.0}
 
 
 def test_each_branch_has_its_own_optimizer():
@@ -101,11 +105,11 @@ def test_adam_on_scores_starts_fresh_when_the_soft_stage_does():
   tx = partitioned(optax.sgd(0.5), optax.adam(0.1), learn_scores=lambda step: step >= 50)
   tree = {'params': {}, 'scores': {'w': jnp.zeros(3)}}
   state = tx.init(tree)
-  zeros = jax.tree.map(jnp.zeros_like, tree)
+  zeros, update = jax.tree.map(jnp.zeros_like, tree), jax.jit(tx.update)
   for step in range(50):
-    _, state = tx.update(zeros, state, tree, train_step=step)
+    _, state = update(zeros, state, tree, train_step=step)
   grads = {'params': {}, 'scores': {'w': jnp.full(3, 1e-3)}}
-  updates, _ = tx.update(grads, state, tree, train_step=50)
+  updates, _ = update(grads, state, tree, train_step=50)
   np.testing.assert_allclose(updates['scores']['w'], -0.1, rtol=1e-4)
 
 
