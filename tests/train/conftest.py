@@ -10,14 +10,14 @@ from dtp_jax.train import runner, sweep
 
 
 def tiny_config():
-  """The main job with a small network, 12 steps a stage and a remainder in the last batch."""
+  """The main job with a small network, 6 steps a stage and a remainder in the last batch."""
   config = mnist_lenet.get_config('runlocal')
   config.model.features = (2, 4)
   config.model.hidden = (16,)
   config.data.eval_batch_size = 300
-  config.stages.dense = config.stages.soft = config.stages.hard = 0.192
-  config.eval_every = 0.064
-  config.log_every = 3
+  config.stages.dense = config.stages.soft = config.stages.hard = 0.096
+  config.eval_every = 0.048
+  config.log_every = 2
   config.baselines = ('dense', 'magnitude')
   return config
 

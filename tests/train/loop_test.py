@@ -18,7 +18,7 @@ from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import build
 from tests.train.conftest import tiny_config
 
-STEPS = 12  # of each stage
+STEPS = 6  # of each stage
 
 
 def _arrays(path):
@@ -47,9 +47,9 @@ def test_every_step_is_logged_with_its_stage(finished):
 def test_evaluations_tell_soft_from_hard_and_each_array(finished):
   workdir, _ = finished
   dense = _records(workdir / 'baselines' / 'dense', 'test')
-  assert [r['step'] for r in dense] == list(range(0, 3 * STEPS + 1, 4))
+  assert [r['step'] for r in dense] == list(range(0, 3 * STEPS + 1, 3))
   records = {r['step']: r for r in _records(workdir, 'test')}
-  assert list(records) == list(range(STEPS, 3 * STEPS + 1, 4))
+  assert list(records) == list(range(STEPS, 3 * STEPS + 1, 3))
   soft = records[2 * STEPS]
   assert soft['stage'] == 'soft'
   np.testing.assert_allclose(soft['gap'], soft['accuracy'] - soft['accuracy_hard'])
@@ -115,7 +115,7 @@ def test_a_run_alone_trains_its_own_dense_stage_and_is_the_same_run(finished, tm
     np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-@pytest.mark.parametrize('stop', [17, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('stop', [11, pytest.param(17, marks=pytest.mark.slow)])
 def test_resumed_runs_equal_the_uninterrupted_ones(finished, tmp_path, monkeypatch, stop):
   """Each of the runs of a config is interrupted once: dense, in its soft stage, in its hard one."""
   whole, summaries = finished
