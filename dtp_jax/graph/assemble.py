@@ -35,7 +35,7 @@ class Traced:
   flow: Flow
 
 
-def assemble(fn: Callable, leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
+def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
   """Names the groups of a walked program and collects their slices and costs."""
   _settle_rest(traced)
   produced = _producers(traced)

@@ -63,7 +63,7 @@ class Graph:
     batch_size: of the traced inputs; 1 where no axis of an operator is the batch.
   """
 
-  fn: Callable
+  fn: Callable[..., Any]
   leaves: tuple[Leaf, ...]
   groups: Mapping[str, Group]
   frozen: tuple[Group, ...]

@@ -103,12 +103,15 @@ def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[An
 
 
 def _with_jvp(
-  body: Callable, derivative: Callable, floats: tuple[int, ...], float_outs: list[bool]
-) -> Callable:
+  body: Callable[..., Any],
+  derivative: Callable[..., Any],
+  floats: tuple[int, ...],
+  float_outs: list[bool],
+) -> Callable[..., Any]:
   fn = jax.custom_jvp(body)
 
   @fn.defjvp
-  def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list, list]:
+  def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     outs = body(*primals)
     results = iter(derivative(*primals, *(tangents[i] for i in floats))[sum(float_outs) :])
     return outs, [
@@ -120,14 +123,17 @@ def _with_jvp(
 
 
 def _with_vjp(
-  body: Callable, derivative: Callable, floats: tuple[int, ...], float_outs: list[bool]
-) -> Callable:
+  body: Callable[..., Any],
+  derivative: Callable[..., Any],
+  floats: tuple[int, ...],
+  float_outs: list[bool],
+) -> Callable[..., Any]:
   fn = jax.custom_vjp(body)
 
-  def forward(*args: Any) -> tuple[list, tuple]:
+  def forward(*args: Any) -> tuple[list[Any], tuple[Any, ...]]:
     return body(*args), args
 
-  def backward(args: tuple, cotangents: Sequence[Any]) -> tuple:
+  def backward(args: tuple[Any, ...], cotangents: Sequence[Any]) -> tuple[Any, ...]:
     given = [c for c, is_out in zip(cotangents, float_outs, strict=True) if is_out]
     results = dict(zip(floats, derivative(*args, *given), strict=True))
     return tuple(results[i] if i in results else _no_tangent(arg) for i, arg in enumerate(args))
@@ -148,14 +154,18 @@ def _sizes(value: Value, traced: Sequence[Any], kept: Kept) -> tuple[Any, ...]:
   return tuple(size(dim, n, kept) for dim, n in zip(value.dims, traced, strict=True))
 
 
-def _resized(key: str) -> Callable:
-  def update(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
+def _resized(key: str) -> Callable[..., Any]:
+  def update(
+    eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
+  ) -> dict[str, Any]:
     return {key: _sizes(outs[0], eqn.outvars[0].aval.shape, kept)}
 
   return update
 
 
-def _slice(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
+def _slice(
+  eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
+) -> dict[str, Any]:
   """Ends move to the number of kept positions before them."""
   starts, limits = list(eqn.params['start_indices']), list(eqn.params['limit_indices'])
   for d, dim in enumerate(ins[0].dims):
@@ -165,7 +175,9 @@ def _slice(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
   return {'start_indices': tuple(starts), 'limit_indices': tuple(limits)}
 
 
-def _split(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
+def _split(
+  eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
+) -> dict[str, Any]:
   axis = eqn.params['axis']
   return {
     'sizes': tuple(
@@ -174,18 +186,20 @@ def _split(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
   }
 
 
-def _slice_sizes(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
+def _slice_sizes(
+  eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
+) -> dict[str, Any]:
   taken = zip(ins[0].dims, eqn.params['slice_sizes'], strict=True)
   return {'slice_sizes': tuple(size(dim, n, kept) for dim, n in taken)}
 
 
-def _conv(eqn: Any, ins: list, outs: list, kept: Kept, args: list) -> dict:
+def _conv(eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]) -> dict[str, Any]:
   numbers = eqn.params['dimension_numbers']
   features = args[0].shape[numbers.lhs_spec[1]]
   return {'feature_group_count': features // args[1].shape[numbers.rhs_spec[1]]}
 
 
-RESIZED: dict[str, Callable] = {
+RESIZED: dict[str, Callable[..., Any]] = {
   'broadcast_in_dim': _resized('shape'),
   'reshape': _resized('new_sizes'),
   'slice': _slice,

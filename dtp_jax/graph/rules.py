@@ -8,6 +8,7 @@ from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
   NONE,
+  Axis,
   Flow,
   Value,
   fixed,
@@ -156,7 +157,7 @@ def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   out = _elementwise(eqn, ins)
   divides = eqn.primitive.name == 'div'
 
-  def promise(value: Value, other: Value, axis: int) -> frozenset:
+  def promise(value: Value, other: Value, axis: int) -> frozenset[Axis]:
     if len(value.dims) != len(out.dims):
       return NONE
     varies = len(other.dims) == len(out.dims) and other.dims[axis] is not UNIT
@@ -180,7 +181,7 @@ def add(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   ]
 
 
-def meet(promises: list[frozenset]) -> frozenset:
+def meet(promises: list[frozenset[Axis]]) -> frozenset[Axis]:
   """What must be masked for several values to be zero together; nothing if one never is."""
   return frozenset().union(*promises) if all(promises) else NONE
 

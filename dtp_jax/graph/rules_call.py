@@ -58,7 +58,7 @@ def custom_jvp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any
   if flow.in_derivative or not floats or not float_outs:
     return outs, Custom(body, None, floats)
 
-  def jvp(args: list, tangents: list) -> Any:
+  def jvp(args: list[Any], tangents: list[Any]) -> Any:
     return jax.jvp(_of_floats(eqn, args, floats), [args[i] for i in floats], tangents)
 
   structs = [_struct(v) for v in eqn.invars]
@@ -74,7 +74,7 @@ def custom_vjp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any
   if flow.in_derivative or not floats or not float_outs:
     return outs, Custom(body, None, floats)
 
-  def vjp(args: list, cotangents: list) -> Any:
+  def vjp(args: list[Any], cotangents: list[Any]) -> Any:
     _, pullback = jax.vjp(_of_floats(eqn, args, floats), *[args[i] for i in floats])
     return pullback(cotangents)
 
@@ -106,10 +106,10 @@ def _derivative(flow: Flow, eqn: Any, jaxpr: Any, ins: list[Value], expected: li
   return scope
 
 
-def _of_floats(eqn: Any, args: list, floats: tuple[int, ...]) -> Callable:
+def _of_floats(eqn: Any, args: list[Any], floats: tuple[int, ...]) -> Callable[..., Any]:
   """The equation as a function of its float operands, returning its float results."""
 
-  def of_floats(*values: Any) -> list:
+  def of_floats(*values: Any) -> list[Any]:
     full = list(args)
     for i, value in zip(floats, values, strict=True):
       full[i] = value

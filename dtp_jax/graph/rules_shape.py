@@ -72,7 +72,7 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   return [Value(tuple(dims), tuple(zeroed), value.origin)]
 
 
-def _runs(before: Sequence, after: Sequence) -> list[tuple[list[int], list[int]]] | None:
+def _runs(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[list[int], list[int]]] | None:
   """Pairs of runs of axes with equal products, axes of size 1 left out; None if none fits."""
   a = [d for d, size in enumerate(before) if not is_one(size)]
   b = [d for d, size in enumerate(after) if not is_one(size)]

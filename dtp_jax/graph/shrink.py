@@ -36,7 +36,7 @@ class Slim:
 
   variables: Any
   kept: Mapping[str, np.ndarray]
-  apply: Callable
+  apply: Callable[..., Any]
 
 
 def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int = 1) -> Slim:
@@ -127,7 +127,9 @@ def _taken(leaf: Any, index: np.ndarray, axis: int) -> Any:
   return jnp.asarray(taken) if isinstance(leaf, jax.Array) else taken
 
 
-def _check_shapes(got: Mapping[Path, tuple], expected: Mapping[Path, tuple]) -> None:
+def _check_shapes(
+  got: Mapping[Path, tuple[Any, ...]], expected: Mapping[Path, tuple[Any, ...]]
+) -> None:
   for path in (*expected, *got):
     if got.get(path) != expected.get(path):
       raise ValueError(
@@ -142,7 +144,7 @@ class _Apply:
 
   graph: Graph
   slim: Mapping[Path, Mapping[int, np.ndarray]]
-  programs: dict[Any, tuple[Callable, Any]] = field(default_factory=dict)
+  programs: dict[Any, tuple[Callable[..., Any], Any]] = field(default_factory=dict)
 
   def __call__(self, variables: Any, *inputs: Any, **static: Any) -> Any:
     call = Call.of(variables, inputs, static)
@@ -164,7 +166,7 @@ class _Apply:
     run, out_tree = self.programs[key]
     return jax.tree.unflatten(out_tree, run(*arrays))
 
-  def _program(self, call: Call) -> tuple[Callable, Any]:
+  def _program(self, call: Call) -> tuple[Callable[..., Any], Any]:
     """Traces the original function at its own size and settles what each atom keeps."""
     leaves = self.graph.leaves
     arrays = call.arrays

@@ -8,12 +8,18 @@ from typing import Any
 
 import jax
 
-from dtp_jax.graph import rules, rules_call, rules_reduce, rules_shape  # noqa: F401  (fill RULES)
+# For their effect: they fill RULES.
+from dtp_jax.graph import (  # noqa: F401
+  rules,  # pyright: ignore[reportUnusedImport]
+  rules_call,  # pyright: ignore[reportUnusedImport]
+  rules_reduce,  # pyright: ignore[reportUnusedImport]
+  rules_shape,  # pyright: ignore[reportUnusedImport]
+)
 from dtp_jax.graph.assemble import Traced, assemble
 from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, unify
 from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Axis, Contraction, Flow, Value, is_one
 from dtp_jax.graph.graph import Graph
-from dtp_jax.graph.groups import Leaf
+from dtp_jax.graph.groups import Leaf, Path
 from dtp_jax.trees import is_array, key_name
 
 
@@ -32,7 +38,7 @@ class Call:
   is_array: tuple[bool, ...]
 
   @classmethod
-  def of(cls, variables: Any, inputs: tuple, static: dict) -> Call:
+  def of(cls, variables: Any, inputs: tuple[Any, ...], static: dict[str, Any]) -> Call:
     """Flattens a call. Arrays are traced wherever they stand; all other leaves are static."""
     leaves, treedef = jax.tree.flatten((variables, inputs, static))
     return cls(treedef, tuple(leaves), tuple(map(is_array, leaves)))
@@ -42,7 +48,7 @@ class Call:
     """The traced leaves, in order."""
     return [leaf for leaf, traced in zip(self.leaves, self.is_array, strict=True) if traced]
 
-  def bind(self, fn: Callable) -> Callable:
+  def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as a function of the traced leaves alone."""
 
     def of_arrays(*arrays: Any) -> Any:
@@ -57,7 +63,7 @@ class Call:
     return of_arrays
 
 
-def trace(fn: Callable, variables: Any, *inputs: Any, **static: Any) -> Graph:
+def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -> Graph:
   """Traces a function once, on abstract values, and finds its prunable channel groups.
 
   Args:
@@ -119,7 +125,7 @@ def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   return tuple(leaves)
 
 
-def analyze(fn: Callable, call: Call, leaves: Sequence[Leaf]) -> Traced:
+def analyze(fn: Callable[..., Any], call: Call, leaves: Sequence[Leaf]) -> Traced:
   """Traces a call on abstract values and settles which atoms must be frozen."""
   structs = [abstract(a) for a in call.arrays]
   closed, out = jax.make_jaxpr(call.bind(fn), return_shape=True)(*structs)
@@ -151,7 +157,7 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
     yield Value(dims, (frozenset(),) * len(dims), ACTIVATION)
 
 
-def _settle_output(path: tuple[str, ...], value: Value, state: dict) -> None:
+def _settle_output(path: tuple[str, ...], value: Value, state: dict[Path, tuple[Dim, ...]]) -> None:
   """An output is frozen, unless it is the new state of a variable: then it has that one's dims."""
   for skip in range(len(path)):
     dims = state.get(path[skip:])

@@ -358,7 +358,11 @@ def test_a_long_run_through_ramp_and_deadline_stays_finite(cost):
     return (scores, state, key), (jnp.all(jnp.isfinite(gradient)), cost(mask) / rho)
 
   carry = jnp.zeros(_N), jnp.zeros(_N), jax.random.key(0)
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(steps) / steps))
+  # Near a hard mask float32 meets the budget to its rounding, which is coarser unoptimized.
+  options = {'xla_backend_optimization_level': 1}
+  run = jax.jit(
+    lambda carry: jax.lax.scan(step, carry, jnp.arange(steps) / steps), compiler_options=options
+  )
   (_, state, _), (finite, spent) = run(carry)
   assert np.all(finite)
   assert np.all(np.isfinite(state))
