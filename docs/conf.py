@@ -1,4 +1,4 @@
-"""Builds the documentation, offline: `python -m sphinx -W --keep-going docs docs/_build/html`.
+"""Builds the documentation, offline: `python -m sphinx -M html docs docs/_build -W --keep-going`.
 
 Pages and notebooks are run in the build, and their outputs cached by their content and that of the
 code: in the folder of the environment variable DTP_DOCS_CACHE, else in docs/_build/cache.
