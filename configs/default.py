@@ -55,7 +55,7 @@ def get_config() -> Any:
   config.data.eval_batch_size = 500  # in evaluation; its size changes no result
   config.data.crop_padding = 0  # pixels of a random shift
   config.data.flip = False  # mirror at random
-  # Of streamed data (imagenet2012) only; see Options in dtp_jax/data/stream.py.
+  # Of streamed data (imagenet2012) only; see Options in dtp_jax/data/streamed.py.
   config.data.image_size = 224  # pixels of a crop's side
   config.data.resize = 256  # pixels of the shorter side in evaluation
   config.data.workers = 0  # processes that decode; 0: threads of this one

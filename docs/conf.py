@@ -1,4 +1,4 @@
-"""Builds the documentation, offline: `python -m sphinx -W --keep-going docs docs/_build/html`.
+"""Builds the documentation, offline: `python -m sphinx -M html docs docs/_build -W --keep-going`.
 
 Pages and notebooks are run in the build, and their outputs cached by their content and that of the
 code: in the folder of the environment variable DTP_DOCS_CACHE, else in docs/_build/cache.
@@ -22,6 +22,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'compiled'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+
+from sphinx.domains.python import PyObject  # noqa: E402
 
 import dtp_jax  # noqa: E402
 
@@ -52,7 +54,6 @@ html_static_path = ['_static']
 html_css_files = ['style.css']
 html_theme_options = {
   'navbar_persistent': [],  # the search field is in the sidebar
-  'show_navbar_depth': 2,
   'use_download_button': False,
 }
 html_copy_source = False
@@ -135,7 +136,10 @@ def _check_complete(app, error):
 
 
 def setup(app):
-  """Connects the checks of the reference."""
+  """Connects the checks of the reference, and calls attributes by their name."""
+  for field in PyObject.doc_field_types:
+    if field.name == 'variable':
+      field.label = 'Attributes'
   app.connect('autodoc-skip-member', _skip)
   app.connect('autodoc-process-docstring', _as_prose, priority=400)  # before napoleon reads it
   app.connect('build-finished', _check_complete)

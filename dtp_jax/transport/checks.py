@@ -4,8 +4,6 @@ Each check names the argument, its value and what is allowed, and returns the ar
 takes it: floats of at least float32, per-problem values of shape (..., 1), a `Column`.
 """
 
-# jax's own annotations are partly unknown to pyright.
-
 import jax
 import jax.core
 import jax.numpy as jnp

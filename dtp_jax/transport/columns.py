@@ -8,8 +8,6 @@ written here; the solver itself is in `solve`.
 Shapes: log-odds and masks (..., n), sums and everything per problem (..., 1).
 """
 
-# jax's own annotations are partly unknown to pyright.
-
 import dataclasses
 from collections.abc import Callable
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Exact top-k: counted in integers, without a sort."""
 
-# jax's own annotations are partly unknown to pyright.
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax

@@ -24,8 +24,6 @@ Scores may have any float dtype; masks and states are float32 (float64 for float
 Only budgets and orders matter: adding a constant to all scores of a problem changes nothing.
 """
 
-# jax's own annotations are partly unknown to pyright.
-
 from typing import Literal
 
 import jax.numpy as jnp

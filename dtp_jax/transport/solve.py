@@ -4,8 +4,6 @@ Log-odds z are (..., n) and values per problem (..., 1), so that no rank is ever
 were checked by the public ops.
 """
 
-# jax's own annotations are partly unknown to pyright.
-
 import functools
 from collections.abc import Callable
 

@@ -93,7 +93,7 @@ def test_nothing_to_delete_changes_nothing(traced):
   )
 
 
-def test_apply_takes_any_batch_and_plans_each_once(traced):
+def test_apply_takes_any_batch_and_compiles_each_once(traced):
   case, graph = traced('vgg')
   hard = random_masks(graph, 3)
   slim = shrink(graph, case.variables, hard)
