@@ -3,7 +3,7 @@
 Arguments: granularity=channels|weights, budget=ratios|macs|params (weights: params|uniform|erk),
 keep=FRACTION, method=ROW; without any, channels at 11.3 % of the MACs.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline);
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default);
        recipe, and ratios for 8.84x, of GReg (Wang et al., ICLR 2021). By MACs of convolutions and
        dense layers its ratios come to 8.89x here; GReg counts normalisation, activations and
        pooling too, by which they come to 8.85x.

@@ -3,7 +3,7 @@
 Arguments: granularity=channels|weights, budget=ratios|macs|params (weights: params|uniform|erk),
 keep=FRACTION, method=ROW; without any, channels at 39.2 % of the MACs.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline);
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default);
        recipe, and ratios for 2.55x, of GReg (Wang et al., ICLR 2021). By MACs of convolutions and
        dense layers its ratios come to 2.546x here.
        Speed-ups of GReg (2.55), DepGraph (2.57, 2.13), ResRep (2.12), TPP (1.99, 3.59, 11.41,

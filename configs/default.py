@@ -21,7 +21,7 @@ def get_config() -> Any:
 
   # What is compared.
   config.method = 'transportation'  # a name in dtp_jax.methods.METHODS
-  config.methods = {'transportation': {'epsilon': 1.0}}  # options of each method, by its name
+  config.methods = {'transportation': {'preset': 'default'}}  # options of each method, by its name
   config.row = placeholder(str)  # name of the run in tables; default: its method
   config.baselines = ()  # rows run beside it, forked from one dense network
   config.rows = ml_collections.ConfigDict()  # fields a baseline changes, by its name; else a method
@@ -81,7 +81,7 @@ def get_config() -> Any:
   config.optimizer.nesterov = True  # of sgd
   config.optimizer.weight_decay = 5e-4  # kernels only
   config.optimizer.label_smoothing = 0.0  # share of the target that is spread over the classes
-  config.optimizer.score_learning_rate = 1e-3  # Adam on the scores
+  config.optimizer.score_learning_rate = 1e-3  # Adam on scores that are learned (preset='paper')
 
   # What is written while it runs.
   config.log_every = 50  # steps between fetches of the metrics

@@ -4,7 +4,7 @@ LeNet-5 loses single weights (to 10, 5 and 2 % of them), a ResNet-8 of width 12 
 50, 30 and 15 % of its MACs), on 5,000 MNIST digits and on Fashion-MNIST. One recipe for every row:
 as many steps, the same schedules, forked from the same dense network. No field was tuned for it.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline).
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default).
 Command: python -m dtp_jax.data.prepare fashion_mnist
          python -m experiments.sweep --config=configs/first_table.py --workdir=runs/first_table
            --seeds=3 --processes=2

@@ -31,10 +31,13 @@ _LEARNED = (
   'transportation',
   'magnitude',
   'gradual_magnitude',
+  'fisher',
   'straight_through',
   'spartan',
   'pdp',
 )
+# The rule of the paper alone: scores trained by their gradient, no ramp, no deadline.
+_PAPER = {'method': 'transportation', 'methods': {'transportation': {'preset': 'paper'}}}
 _FIELDS = {
   ('channels', 'macs'): {'granularity': 'channels', 'of': 'macs'},
   ('channels', 'params'): {'granularity': 'channels', 'of': 'params'},
@@ -48,7 +51,7 @@ _FIELDS = {
 
 def weights_rows() -> dict[str, dict]:
   """Every method that fits single weights, {row: the config fields it changes}."""
-  return {name: {'method': name} for name in (*_LEARNED, 'random')}
+  return {name: {'method': name} for name in (*_LEARNED, 'lamp', 'random')} | {'paper': _PAPER}
 
 
 def channels_rows() -> dict[str, dict]:
@@ -59,6 +62,7 @@ def channels_rows() -> dict[str, dict]:
   uniform = {'scope': 'layer', 'importance': 'l1'}
   rows = {name: {'method': name, 'prune': {'scope': 'global'}} for name in _LEARNED}
   return rows | {
+    'paper': {**_PAPER, 'prune': {'scope': 'global'}},
     'l1_uniform': {'method': 'magnitude', 'prune': dict(uniform)},
     'random_uniform': {'method': 'random', 'prune': dict(uniform)},
   }

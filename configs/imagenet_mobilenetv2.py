@@ -5,7 +5,7 @@ keep=FRACTION, method=ROW, pretrained=PATH of torchvision's weights (without it,
 come first); without any, channels at 75 % of the MACs. No label smoothing, as in GReg; evaluated
 in batches of 250.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline);
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default);
        recipe of GReg (Wang et al., ICLR 2021), with the weight decay of Sandler et al. 2018: those
        of AMC and ENOT are not at hand, and neither are ratios by layer, so that there is no such
        budget. Speed-ups of AMC (0.75 and 0.5, taken as fractions of the MACs) and ENOT (209 of 301

@@ -5,7 +5,7 @@ keep=FRACTION, method=ROW, pretrained=PATH of torchvision's weights (without it,
 come first); without any, channels at 75.8 % of the MACs. No label smoothing, as in GReg; evaluated
 in batches of 250.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline);
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default);
        recipe, and ratios for 1.32x, of GReg (Wang et al., ICLR 2021). They leave out the blocks
        that its command names, the sensitive ones of Li et al. 2017 (arXiv:1608.08710), and come
        to 1.317x here; with those blocks they would come to 1.62x.

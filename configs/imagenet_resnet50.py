@@ -5,7 +5,7 @@ erk), keep=FRACTION, method=ROW, pretrained=PATH of torchvision's weights (witho
 epochs come first); without any, channels at 43.3 % of the MACs. No label smoothing, as in GReg;
 evaluated in batches of 250.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline);
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default);
        recipe and ratios of GReg (Wang et al., ICLR 2021): 1.49x, 2.31x, 2.56x and 3.06x, which come
        to 1.489x, 2.308x, 2.564x and 3.063x here; at 82.7 % of the weights every layer but the first
        loses as much. CHEX: 2 of 4.09 G MACs. STR: 81.27, 90.23, 95.15 % of the weights. RigL: 80 %.

@@ -3,7 +3,7 @@
 The widths of all layers are learned under one budget of multiply-accumulates; baselines at uniform
 width start from the same dense network under the identical recipe.
 
-Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our start, ramp and deadline).
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default).
 Command: python -m experiments.train --config=configs/mnist_mini.py --workdir=runs/mnist_mini
 Hardware: 2 CPU cores. Time and expected result: see the table in README.md.
 """
@@ -29,8 +29,8 @@ def get_config(arg: str = '') -> Any:
   config.data.crop_padding = 2
   config.optimizer.score_learning_rate = 0.01
   config.stages.dense = 5.0
-  config.stages.soft = 3.0
-  config.stages.hard = 5.0
+  config.stages.soft = 2.0
+  config.stages.hard = 6.0
   if choice.runlocal:
     config.stages.dense = config.stages.soft = config.stages.hard = 0.1
     config.eval_every = 0.1

@@ -15,7 +15,9 @@ from dtp_jax.graph import shrink as shrink
 from dtp_jax.graph import trace as trace
 from dtp_jax.methods import Pruner as Pruner
 from dtp_jax.methods import dense as dense
+from dtp_jax.methods import fisher as fisher
 from dtp_jax.methods import gradual_magnitude as gradual_magnitude
+from dtp_jax.methods import lamp as lamp
 from dtp_jax.methods import magnitude as magnitude
 from dtp_jax.methods import pdp as pdp
 from dtp_jax.methods import random as random

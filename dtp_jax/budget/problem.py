@@ -62,6 +62,10 @@ class Problem(Protocol):
     """Softness of the softest mask of this budget, the one that tells no element apart."""
     ...
 
+  def prices(self, log_odds: Array) -> Array | None:
+    """What an element costs beside the present mask, a = dF/dm (n,); None if all cost the same."""
+    ...
+
 
 class CountProblem(NamedTuple):
   """Keep k of n elements.
@@ -130,6 +134,10 @@ class CountProblem(NamedTuple):
   def rest_softness(self, keep: Any) -> Array:
     """4 rho (1 - rho)."""
     return 4 * jnp.asarray(keep) * (1 - jnp.asarray(keep))
+
+  def prices(self, log_odds: Array) -> None:
+    """None: every element counts as one."""
+    del log_odds
 
 
 class CostProblem:
@@ -201,6 +209,10 @@ class CostProblem:
     rest = transport.project(jnp.zeros(sum(self.sizes.values())), keep=keep, cost=self._share)
     q = jax.nn.sigmoid(rest[0])
     return 4 * q * (1 - q)
+
+  def prices(self, log_odds: Array) -> Array:
+    """The gradient of the share of the cost at the mask of these log-odds, (n,)."""
+    return jax.grad(self._share)(jax.nn.sigmoid(lax.stop_gradient(log_odds)))
 
   def _share(self, mask: Array) -> Array:
     return self.cost.fraction(self.scatter(mask))

@@ -12,7 +12,8 @@ from dtp_jax.methods.baselines import (
 from dtp_jax.methods.pruner import Extra, Moment, Pruner, bundle, standardised
 from dtp_jax.methods.ramp import cubic, cubic_ramp
 from dtp_jax.methods.registry import METHODS, build, one_shot, options_of, register
-from dtp_jax.methods.transportation import transportation
+from dtp_jax.methods.saliency import fisher, lamp
+from dtp_jax.methods.transportation import evidential, proximal, transportation
 
 __all__ = [
   'METHODS',
@@ -24,11 +25,15 @@ __all__ = [
   'cubic',
   'cubic_ramp',
   'dense',
+  'evidential',
+  'fisher',
   'gradual_magnitude',
+  'lamp',
   'magnitude',
   'one_shot',
   'options_of',
   'pdp',
+  'proximal',
   'random',
   'register',
   'spartan',

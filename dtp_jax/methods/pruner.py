@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from dtp_jax.budget import Budget, Resolved, resolve
@@ -69,12 +70,15 @@ class Pruner(NamedTuple):
     init: params -> extra, at the start of the soft stage.
     masks: (params, extra, step) -> (masks {name: array in [0, 1]}, the next transport), for step 0,
       1, ... of the soft stage; differentiable in params and in extra['scores'].
+    score_optimizer: what moves the scores, where that is a part of the method (DTP's default reads
+      evidence off their gradients and never descends along them); None leaves it to the user.
   """
 
   elements: Prunable
   resolved: Resolved
   init: Callable[[Params], Extra]
   masks: Callable[[Params, Extra, Any], tuple[Masks, dict[str, Array]]]
+  score_optimizer: optax.GradientTransformation | None = None
 
   def prune(self, params: Params, extra: Extra, step: Any) -> tuple[Params, dict[str, Array]]:
     """The soft-pruned parameters of a step, for the loss, and the next transport.
@@ -90,6 +94,29 @@ class Pruner(NamedTuple):
     """
     masks, transport = self.masks(params, extra, step)
     return self.apply_masks(params, masks), transport
+
+  def optimizer(
+    self,
+    weights: optax.GradientTransformation,
+    scores: optax.GradientTransformation | None = None,
+  ) -> optax.GradientTransformationExtraArgs:
+    """One optimizer over the tree {'params': ..., 'scores': ...}: an optax multi-transform.
+
+    Args:
+      weights: of the 'params' branch.
+      scores: of the 'scores' branch, where the method leaves it open; None is Adam at 0.01.
+
+    Returns:
+      An optax transform.
+
+    Raises:
+      ValueError: `scores` is given to a method that has its own.
+    """
+    if self.score_optimizer is not None and scores is not None:
+      raise ValueError('scores is given, but this method moves its scores itself; leave it out.')
+    chosen = self.score_optimizer or scores or optax.adam(1e-2)
+    labels = {'params': 'params', 'scores': 'scores'}
+    return optax.partition({'params': weights, 'scores': chosen}, labels)
 
   def harden(self, extra: Extra) -> Masks:
     """Boolean masks {name: array} that keep exactly the budget, by the ranking in 'transport'."""

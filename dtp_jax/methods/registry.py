@@ -64,7 +64,7 @@ def build(
   """
   method, known = _method(name), options_of(name)
   unknown = sorted(set(options) - set(known))
-  if unknown:
+  if unknown and not _takes_any(method):
     raise ValueError(f'{name} has no option {unknown[0]!r}; expected some of {sorted(known)}.')
   if not one_shot(name):
     options['steps'] = steps
@@ -88,6 +88,11 @@ def options_of(name: str) -> dict[str, Any]:
   """
   parameters = inspect.signature(_method(name)).parameters.values()
   return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != 'steps'}
+
+
+def _takes_any(method: Callable[..., Pruner]) -> bool:
+  """Whether a method checks the names of its options itself."""
+  return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(method).parameters.values())
 
 
 def _method(name: str) -> Callable[..., Pruner]:

@@ -1,22 +1,32 @@
 """Differentiable transportation pruning (Li et al., ICCV 2023, arXiv:2307.08483)."""
 
-from typing import Literal
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from dtp_jax import transport
 from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
-from dtp_jax.methods.pruner import Moment, Pruner, Schedule, bundle, standardised
-from dtp_jax.methods.ramp import cubic
+from dtp_jax.methods.evidence import log_importance, probed, second_moment
+from dtp_jax.methods.pruner import Moment, Pruner, Schedule, bundle
+from dtp_jax.methods.ramp import cubic, ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
-__all__ = ['transportation']
+__all__ = ['evidential', 'proximal', 'transportation']
 
-Preset = Literal['default', 'paper']
+Named = dict[str, Array]
+
+# A plan is a matter of the ranking and of the softness asked for: at this epsilon it is at rest by
+# itself, and the gain that meets the softness does the rest.
+_AT_REST = 1e2
+# The gain is also the factor of the derivative that is kept: with the softness forced to 0, a last
+# fractional element would make it unbounded, and the weights diverge.
+_LEFT_AT_LEAST = 0.01
 
 
 @register
@@ -25,71 +35,133 @@ def transportation(
   budget: Budget,
   *,
   steps: int,
-  preset: Preset = 'default',
-  epsilon: float | Schedule = 1.0,
-  memory: float = 1.0,
-  projection: transport.Projection = 'sinkhorn',
-  start: Literal['preset', 'rest', 'magnitude'] = 'preset',
-  keep: Literal['preset'] | Schedule | None = 'preset',
-  deadline: Literal['preset'] | int | None = 'preset',
+  preset: Literal['default', 'paper'] = 'default',
+  **options: Any,
 ) -> Pruner:
-  """DTP: trainable scores become soft masks by transport and anneal to hard ones.
-
-  Every step of the soft stage takes one proximal step of the plan (`transport.proximal_step`).
-  Scores start at rest (0); the prior, if any, is in the log-odds of the first plan.
-
-  Two presets fill in what is not given. 'default': log-odds started at the weight magnitudes
-  (standardised per array), the kept fraction ramped down from 0.9 along a cubic over 40 % of the
-  soft stage, hard by 90 % of it. 'paper': the pure rule, log-odds at rest, constant budget, no
-  deadline; when it becomes hard is left to epsilon and the score step.
-
-  The annealed exact soft top-k on the present scores is `memory=0, projection='exact'` with an
-  epsilon schedule.
+  """DTP: soft masks by transport that anneal to hard ones.
 
   Args:
     elements: what may be pruned; a graph stands for all of its channels.
     budget: how much to keep.
     steps: length of the soft stage in steps, >= 1.
-    preset: see above.
+    preset: 'default' is `evidential`, 'paper' is `proximal`.
+    **options: of that function.
+
+  Returns:
+    A Pruner with one score and one float of state per element.
+
+  Raises:
+    ValueError: an unknown preset or option, one out of range, or a budget that cannot be met.
+  """
+  presets: dict[str, Callable[..., Pruner]] = {'default': evidential, 'paper': proximal}
+  if preset not in presets:
+    raise ValueError(f"preset is {preset!r}; expected 'default' or 'paper'.")
+  if steps < 1:
+    raise ValueError(f'steps is {steps}; expected a soft stage of at least 1 step.')
+  known = list(inspect.signature(presets[preset]).parameters)[3:]  # after the budget and steps
+  unknown = sorted(set(options) - set(known))
+  if unknown:
+    raise ValueError(f'preset {preset!r} has no option {unknown[0]!r}; expected some of {known}.')
+  return presets[preset](elements, budget, steps=steps, **options)
+
+
+def evidential(
+  elements: Graph | Prunable,
+  budget: Budget,
+  *,
+  steps: int,
+  share: float = 0.5,
+  decay: float = 0.95,
+  ramp: float = 0.4,
+  deadline: float = 0.9,
+) -> Pruner:
+  """DTP by evidence: soft masks by transport, with an exact budget and a softness that falls.
+
+  The importance of an element is half the size of its weights and half what the loss says about it
+  (`evidence.log_importance`); no score is learned by its gradient. Every step solves the entropic
+  plan of the present importances for two numbers, the dual that meets the budget of the step and
+  the temperature that meets its softness:
+
+      rho_t falls from 0.9 to the budget along a cubic, over `ramp` of the soft stage,
+      S_t = S_rest(rho_t) max(0.01, 1 - (t + 1) / (deadline steps))
+
+  with S_rest the softness of the softest mask of that budget. The gradient reaches the weights
+  through the mask as well, as in Spartan (arXiv:2205.14107): with log-odds in proportion to log |w|
+  the masked weight of an element near the threshold is a power of w (as in arXiv:2110.00296).
+
+  Start from a trained network. The evidence reads a large gradient as importance, which is true
+  where gradients are noise about a minimum and false far away from one.
+
+  Args:
+    elements: what may be pruned; a graph stands for all of its channels.
+    budget: how much to keep.
+    steps: length of the soft stage in steps, >= 1.
+    share: weight of the evidence, in [0, 1]; the rest is the magnitude's.
+    decay: of the running mean of the evidence, in [0, 1).
+    ramp: share of the soft stage in which the budget is reached, in [0, 1].
+    deadline: share of the soft stage by which the mask is hard, in (0, 1].
+
+  Returns:
+    A Pruner whose scores are the evidence, moved by its `score_optimizer`.
+
+  Raises:
+    ValueError: an option out of range, or a budget that cannot be met.
+  """
+  if not 0 <= share <= 1:
+    raise ValueError(f'share is {share}; expected a number in [0, 1].')
+  if not 0 < deadline <= 1:
+    raise ValueError(f'deadline is {deadline}; expected a share of the soft stage in (0, 1].')
+  hard_at = max(1, ramp_steps(steps, deadline))
+
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    evidence, prices = lax.stop_gradient(now.scores), problem.prices(now.state)
+    left = jnp.maximum(_LEFT_AT_LEAST, 1 - (now.step + 1) / hard_at)
+    mask, log_odds = problem.proximal(
+      log_importance(now.magnitudes, evidence, prices, share=share),
+      now.state,
+      keep=now.keep,
+      epsilon=_AT_REST,
+      memory=0.0,
+      projection='exact',
+      ceiling=problem.rest_softness(now.keep) * left,
+    )
+    return probed(mask, now.scores), log_odds
+
+  pruner = bundle(elements, budget, start=_at_rest, rule=rule, ramp=cubic(steps, ramp, initial=0.9))
+  return pruner._replace(score_optimizer=second_moment(decay))
+
+
+def proximal(
+  elements: Graph | Prunable,
+  budget: Budget,
+  *,
+  steps: int,
+  epsilon: float | Schedule = 1.0,
+  memory: float = 1.0,
+  projection: transport.Projection = 'sinkhorn',
+) -> Pruner:
+  """The paper's rule: scores trained by their gradient, masks by one proximal step of the plan.
+
+  Log-odds and scores start at rest (0), the budget is constant and there is no deadline: when the
+  mask becomes hard is left to epsilon and to the step of the scores (`transport.proximal_step`).
+
+  Args:
+    elements: what may be pruned; a graph stands for all of its channels.
+    budget: how much to keep.
+    steps: length of the soft stage in steps, >= 1; nothing here depends on it.
     epsilon: step size of the plan, > 0; a number or a schedule of the soft step.
     memory: gamma in [0, 1], see `transport.proximal_step`; 1 is the paper.
     projection: 'sinkhorn', one iteration a step (the paper), or 'exact'.
-    start: log-odds of the first plan, 'rest' or 'magnitude'.
-    keep: schedule of the overall kept fraction by soft step, any optax schedule; None keeps it at
-      the budget from the start. It should end at the budget: the hard mask is exact regardless.
-    deadline: soft steps until the mask is hard, >= 1: the softness is held under that of the
-      softest mask of the present budget (4 rho (1 - rho) for a count), times 1 - step / deadline,
-      and the budget is then met exactly at every step. None is the pure rule.
 
   Returns:
     A Pruner with one trainable score and one float of state per element.
 
   Raises:
-    ValueError: an option out of its range.
+    ValueError: an option out of range, or a budget that cannot be met.
   """
-  if steps < 1:
-    raise ValueError(f'steps is {steps}; expected a soft stage of at least 1 step.')
-  if preset not in ('default', 'paper'):
-    raise ValueError(f"preset is {preset!r}; expected 'default' or 'paper'.")
-  default = preset == 'default'
-  if start == 'preset':
-    start = 'magnitude' if default else 'rest'
-  if start not in ('rest', 'magnitude'):
-    raise ValueError(f"start is {start!r}; expected 'rest' or 'magnitude'.")
-  if deadline == 'preset':
-    deadline = max(1, round(0.9 * steps)) if default else None
-  if deadline is not None and deadline < 1:
-    raise ValueError(f'deadline is {deadline}; expected at least 1 step, or None.')
-
-  def begin(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    rest = {name: transport.init(x) for name, x in magnitudes.items()}
-    return rest, standardised(magnitudes) if start == 'magnitude' else rest
+  del steps
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
-    ceiling = None
-    if deadline is not None:
-      left = jnp.maximum(0.0, 1 - (now.step + 1) / deadline)
-      ceiling = problem.rest_softness(now.keep) * left
     return problem.proximal(
       now.scores,
       now.state,
@@ -97,11 +169,11 @@ def transportation(
       epsilon=epsilon(now.step) if callable(epsilon) else epsilon,
       memory=memory,
       projection=projection,
-      ceiling=ceiling,
     )
 
-  if keep == 'preset':
-    ramp = cubic(steps, 0.4, initial=0.9) if default else None
-  else:
-    ramp = None if keep is None else lambda target: keep
-  return bundle(elements, budget, start=begin, rule=rule, ramp=ramp)
+  return bundle(elements, budget, start=_at_rest, rule=rule)
+
+
+def _at_rest(magnitudes: Named) -> tuple[Named, Named]:
+  rest = {name: transport.init(x) for name, x in magnitudes.items()}
+  return rest, rest

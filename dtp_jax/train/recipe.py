@@ -61,7 +61,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   variables = jax.eval_shape(initialise, keys[0], images)
   elements = build_elements(config, model, variables, images)
   pruner = build_pruner(config, elements, stages)
-  tx = build_optimizer(config, stages)
+  tx = build_optimizer(config, stages, pruner)
 
   @jax.jit
   def start(keys, variables):
@@ -157,8 +157,10 @@ def build_budget(config: Config) -> Budget:
   return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
 
 
-def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformationExtraArgs:
-  """SGD or AdamW on the weights, Adam on the scores (its step is free of their scale)."""
+def build_optimizer(
+  config: Config, stages: Stages, pruner: methods.Pruner
+) -> optax.GradientTransformationExtraArgs:
+  """SGD or AdamW on the weights; on the scores what their method brings, else Adam."""
   o = config.optimizer
   schedule = _choose({'cosine': _cosine, 'steps': _steps}, 'optimizer.schedule', o.schedule)
   rate = optax.join_schedules(
@@ -176,7 +178,9 @@ def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformat
     'adamw': lambda: optax.adamw(rate, weight_decay=o.weight_decay, mask=_kernels_only),
   }
   weights = _choose(builders, 'optimizer.name', o.name)()
-  return partitioned(weights, optax.adam(o.score_learning_rate), learn_scores=stages.is_soft)
+  # Adam, since its step is free of the scale of the scores.
+  scores = pruner.score_optimizer or optax.adam(o.score_learning_rate)
+  return partitioned(weights, scores, learn_scores=stages.is_soft)
 
 
 def _cosine(rate, steps, *, warmup, at):

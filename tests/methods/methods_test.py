@@ -15,8 +15,8 @@ STEPS = 20
 BUILD = {
   **{name: functools.partial(methods.build, name, steps=STEPS) for name in methods.METHODS},
   'paper': lambda p, b: methods.transportation(p, b, steps=STEPS, preset='paper'),
-  'annealed': lambda p, b: methods.transportation(
-    p, b, steps=STEPS, memory=0.0, projection='exact', deadline=None, start='rest',
+  'annealed': lambda p, b: methods.proximal(
+    p, b, steps=STEPS, memory=0.0, projection='exact',
     epsilon=optax.exponential_decay(1.0, STEPS, 0.01),
   ),
 }  # fmt: skip
@@ -46,7 +46,7 @@ def _train(pruner, params, steps=STEPS):
   """Fits masked weights to a sparse target; returns the collections and the masks of each step."""
   target = _target(params)
   variables = {'params': params, **pruner.init(params)}
-  tx = optax.adam(0.02)
+  tx = pruner.optimizer(optax.adam(0.02), None if pruner.score_optimizer else optax.adam(0.02))
   state = tx.init({k: variables[k] for k in ('params', 'scores')})
 
   @jax.jit
@@ -59,7 +59,7 @@ def _train(pruner, params, steps=STEPS):
 
     trainable = {k: variables[k] for k in ('params', 'scores')}
     grads, (masks, transport) = jax.grad(loss_fn, has_aux=True)(trainable)
-    updates, state = tx.update(grads, state)
+    updates, state = tx.update(grads, state, trainable)
     return {**optax.apply_updates(trainable, updates), 'transport': transport}, state, masks, grads
 
   history = []
@@ -106,28 +106,29 @@ def test_nm_keeps_n_in_every_row(params):
     np.testing.assert_array_equal(mask.sum(-1), 2)
 
 
-def test_dtp_is_hard_and_on_budget_at_its_deadline(params):
+def test_dtp_is_nearly_hard_and_on_budget_at_its_deadline(params):
   prunable = dtp.weights(params)
   pruner = methods.transportation(prunable, dtp.Budget(0.1), steps=STEPS)
   variables, history = _train(pruner, params)
   last = jnp.concatenate([m.ravel() for m in history[-1].values()])
-  assert float(dtp.transport.softness(last)) < 1e-4
+  assert float(dtp.transport.softness(last)) < 0.011 * 4 * 0.1 * 0.9
   np.testing.assert_allclose(last.mean(), 0.1, atol=1e-3)
   hard = pruner.harden(variables)
   agree = [np.mean((history[-1][k] > 0.5) == hard[k]) for k in hard]
   assert min(agree) > 0.99
 
 
-def test_the_ceiling_holds_on_the_way(params):
+def test_the_softness_is_met_on_the_way(params):
   prunable = dtp.weights(params)
   keep = dtp.Budget(0.1)
-  pruner = methods.transportation(prunable, keep, steps=STEPS, keep=None, deadline=10)
+  pruner = methods.transportation(prunable, keep, steps=STEPS, ramp=0.0, deadline=0.5)
   _, history = _train(pruner, params)
   rho = pruner.resolved.problems[0].keep
   for i, masks in enumerate(history):
     flat = jnp.concatenate([m.ravel() for m in masks.values()])
-    ceiling = 4 * rho * (1 - rho) * max(0.0, 1 - (i + 1) / 10)
-    assert float(dtp.transport.softness(flat)) <= ceiling + 1e-5
+    ceiling = 4 * rho * (1 - rho) * max(0.01, 1 - (i + 1) / 10)
+    # Met and not only held, to the tolerance of the gain and the rounding of large log-odds.
+    np.testing.assert_allclose(dtp.transport.softness(flat), ceiling, rtol=2e-2)
 
 
 def test_the_papers_rule_needs_no_deadline_and_starts_at_rest(params):
@@ -140,18 +141,57 @@ def test_the_papers_rule_needs_no_deadline_and_starts_at_rest(params):
   assert soft[-1] < 0.5 * soft[0]  # it anneals by itself
 
 
-def test_log_odds_start_at_the_standardised_magnitudes(params):
-  prunable = dtp.weights(params)
-  extra = methods.transportation(prunable, dtp.Budget(0.3), steps=STEPS).init(params)
-  for name, z in extra['transport'].items():
-    np.testing.assert_allclose([z.mean(), z.std()], [0, 1], atol=1e-5)
-    order = np.argsort(np.abs(np.asarray(params[name])).ravel(), kind='stable')
-    assert np.all(np.diff(np.asarray(z).ravel()[order]) >= 0)
-    assert not np.any(extra['scores'][name])
+def test_lamp_scores_are_numpys(params):
+  """Against the definition, weight by weight; the largest of every array always has score 1."""
+  small = {'a': params['b'][:3, :4], 'b': 10 * params['b'][3:6, :2]}
+  pruner = methods.lamp(dtp.weights(small), dtp.Budget(6), steps=4)
+  scores = {}
+  for name, w in small.items():
+    squares = np.square(np.asarray(w, np.float64)).ravel()
+    scores[name] = np.array([x / squares[squares >= x].sum() for x in squares]).reshape(w.shape)
+  extra = pruner.init(small)
+  for name, ranking in extra['transport'].items():
+    np.testing.assert_allclose(ranking, scores[name], rtol=1e-5)
+    assert ranking.max() == 1
+  threshold = np.sort(np.concatenate([x.ravel() for x in scores.values()]))[-6]
+  for name, mask in pruner.harden(extra).items():
+    np.testing.assert_array_equal(mask, scores[name] >= threshold)
+
+
+def test_fisher_keeps_what_the_loss_was_seen_to_need(params):
+  """The evidence is w dL/dw squared: the ranking of its mean, whatever the size of the weights."""
+  pruner = methods.fisher(dtp.weights(params), dtp.Budget(20), steps=4, wait=0.5)
+  tx = pruner.optimizer(optax.sgd(0.0))
+  extra, target = pruner.init(params), _target(params)
+  trained = {'params': params, 'scores': extra['scores']}
+  state = tx.init(trained)
+  need = jax.tree.map(lambda w, t: jnp.square(2 * w * (w - t)), params, target)
+
+  def loss(trained, transport, t):
+    pruned, transport = pruner.prune(
+      trained['params'], {'scores': trained['scores'], 'transport': transport}, t
+    )
+    errors = jax.tree.map(lambda w, t: jnp.sum((w - t) ** 2), pruned, target)
+    return sum(jax.tree.leaves(errors)), transport
+
+  for t in range(3):  # nothing is dropped before step 2
+    grads, extra['transport'] = jax.grad(loss, has_aux=True)(trained, extra['transport'], t)
+    updates, state = tx.update(grads, state, trained)
+    trained = optax.apply_updates(trained, updates)
+  hard = pruner.harden(extra)
+  threshold = np.sort(np.concatenate([np.ravel(x) for x in need.values()]))[-20]
+  for name, mask in hard.items():
+    np.testing.assert_array_equal(mask, need[name] >= threshold)
+
+
+def test_a_method_with_a_score_optimizer_takes_no_other(params):
+  pruner = methods.transportation(dtp.weights(params), dtp.Budget(0.1), steps=STEPS)
+  with pytest.raises(ValueError, match='moves its scores itself'):
+    pruner.optimizer(optax.sgd(0.1), optax.adam(0.1))
 
 
 def test_learned_scores_beat_magnitude_where_magnitude_is_wrong(params):
-  """Large weights are useless here; only a method that learns can know."""
+  """Large weights are useless here; only a method that learns its scores can know."""
   prunable = dtp.weights(params)
   budget = dtp.Budget(0.1)
   target = _target(params)
@@ -162,7 +202,7 @@ def test_learned_scores_beat_magnitude_where_magnitude_is_wrong(params):
     masked = pruner.shrink(variables['params'], variables)
     return sum(float(jnp.sum((masked[k] - target[k]) ** 2)) for k in target)
 
-  assert error('transportation') < 0.8 * error('magnitude')
+  assert error('paper') < 0.8 * error('magnitude')
 
 
 def test_magnitude_is_numpys_global_ranking(params):
@@ -242,8 +282,11 @@ def test_pdp_is_one_half_at_the_threshold(params):
   [
     ({'steps': 0}, ['steps is 0']),
     ({'steps': 5, 'preset': 'best'}, ['best', 'paper']),
-    ({'steps': 5, 'start': 'scores'}, ['scores', 'rest']),
-    ({'steps': 5, 'deadline': 0}, ['deadline is 0']),
+    ({'steps': 5, 'share': 1.5}, ['share is 1.5', '[0, 1]']),
+    ({'steps': 5, 'deadline': 0.0}, ['deadline is 0.0']),
+    ({'steps': 5, 'decay': 1.0}, ['decay is 1.0']),
+    ({'steps': 5, 'epsilon': 1.0}, ["no option 'epsilon'", 'share', 'deadline']),
+    ({'steps': 5, 'preset': 'paper', 'share': 0.5}, ["no option 'share'", 'epsilon']),
   ],
 )
 def test_bad_options_are_named(params, options, words):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -15,6 +16,7 @@ from tests.graph.models import is_struct, plain_mlp, randomized
 
 X = jax.random.normal(jax.random.key(7), (4, 6))
 STEPS = 3
+PAPER = {'preset': 'paper'}
 
 
 class _Linen(nn.Module):
@@ -95,20 +97,30 @@ def test_any_tree_is_pruned_as_it_was_traced(make):
     given = iter(floats)
     return jax.tree.unflatten(treedef, [next(given) if is_float(x) else x for x in leaves])
 
+  tx = pruner.optimizer(optax.sgd(0.01))
+  opt_state = tx.init({'params': floats, 'scores': extra['scores']})
+
   @functools.partial(jax.jit, compiler_options=QUICK)
-  def step(floats, extra, t):
-    def loss_fn(floats, scores):
-      pruned, transport = pruner.prune(rebuilt(floats), {**extra, 'scores': scores}, t)
+  def step(floats, extra, opt_state, t):
+    def loss_fn(trained):
+      pruned, transport = pruner.prune(
+        rebuilt(trained['params']), {**extra, 'scores': trained['scores']}, t
+      )
       return jnp.mean(fn(whole(pruned), X) ** 2), transport
 
-    grads, transport = jax.grad(loss_fn, (0, 1), has_aux=True)(floats, extra['scores'])
-    scores = jax.tree.map(lambda s, g: s - 0.01 * g, extra['scores'], grads[1])
-    return grads, {'scores': scores, 'transport': transport}
+    trained = {'params': floats, 'scores': extra['scores']}
+    grads, transport = jax.grad(loss_fn, has_aux=True)(trained)
+    updates, opt_state = tx.update(grads, opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    extra = {'scores': trained['scores'], 'transport': transport}
+    return trained['params'], extra, opt_state, grads
 
   for t in range(STEPS):
-    grads, extra = step(floats, extra, t)
+    floats, extra, opt_state, grads = step(floats, extra, opt_state, t)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
-    assert any(np.any(g) for g in jax.tree.leaves(grads[1]))
+    assert any(np.any(g) for g in jax.tree.leaves(grads['scores']))
+    assert all(np.all(s >= 0) for s in jax.tree.leaves(extra['scores']))  # running means of squares
+  params = rebuilt(floats)
   hard = pruner.harden(extra)
   account = pruner.resolved.account(hard)
   assert 0 < account.achieved <= account.requested == graph.macs.total // 2
@@ -144,9 +156,14 @@ def test_dtp_prunes_as_its_masks_and_state_say():
 @pytest.mark.parametrize(
   ('method', 'options', 'words'),
   [
-    ('transportation', {'epsilon': -1.0}, ['epsilon is -1.0', '> 0']),
-    ('transportation', {'projection': 'typo'}, ['projection', "'typo'", 'sinkhorn', 'exact']),
-    ('transportation', {'memory': 7.0}, ['memory is 7.0', '[0.0, 1.0]']),
+    ('transportation', {**PAPER, 'epsilon': -1.0}, ['epsilon is -1.0', '> 0']),
+    ('transportation', {**PAPER, 'projection': 'typo'}, ["'typo'", 'sinkhorn', 'exact']),
+    ('transportation', {**PAPER, 'memory': 7.0}, ['memory is 7.0', '[0.0, 1.0]']),
+    ('transportation', {**PAPER, 'share': 0.5}, ["no option 'share'", 'epsilon', 'memory']),
+    ('transportation', {'share': 2.0}, ['share is 2.0', '[0, 1]']),
+    ('transportation', {'decay': 1.0}, ['decay is 1.0', '[0, 1)']),
+    ('transportation', {'epsilon': 1.0}, ["no option 'epsilon'", 'share', 'deadline']),
+    ('fisher', {'wait': 1.0}, ['wait is 1.0']),
     ('transportation', {'preset': 'best'}, ['best', 'paper']),
     ('transportation', {'deadline': 0}, ['deadline is 0']),
     ('transportation', {'steps': 0}, ['steps is 0']),
