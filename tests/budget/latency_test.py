@@ -249,7 +249,12 @@ def test_equal_signatures_share_a_curve_and_nothing_is_timed_twice(graph, table)
 @pytest.mark.parametrize('scope', ['global', 'layer'])
 @pytest.mark.parametrize('name', ['transportation', 'magnitude'])
 def test_a_budget_of_nanoseconds_is_met(graph, table, scope, name):
-  elements, budget = prunable.channels(graph), Budget(0.7, of=table, scope=scope)
+  elements = prunable.channels(graph)
+  cost = table.cost(elements.sizes)
+  # Half way to the narrowest network: on a busy machine the widths hardly tell in such small times.
+  narrowest = cost.at(dict.fromkeys(elements.sizes, 1))
+  thousandths = 500 * (narrowest + cost.total) // cost.total
+  budget = Budget(thousandths / 1000, of=table, scope=scope)
   options = (
     {'steps': 4, 'preset': 'paper', 'projection': 'exact'} if name == 'transportation' else {}
   )
@@ -257,16 +262,15 @@ def test_a_budget_of_nanoseconds_is_met(graph, table, scope, name):
   rng = np.random.default_rng(0)
   params = {leaf: rng.normal(size=s.shape).astype('float32') for leaf, s in _weights().items()}
   extra = jax.jit(pruner.init)(params)
-  cost = table.cost(elements.sizes)
   if name == 'transportation' and scope == 'global':
     soft, extra['transport'] = jax.jit(pruner.masks)(params, extra, 4)
     share = jax.jit(cost.fraction)(soft)
-    np.testing.assert_allclose(share, 0.7, atol=1e-4)
+    np.testing.assert_allclose(share, budget.keep, atol=1e-4)
   hard = pruner.harden(extra)
   spent = pruner.resolved.account(hard)
   assert spent.unit == 'ns'
   assert 0 < spent.achieved <= spent.requested
-  assert 10 * spent.requested <= 7 * spent.total  # in integers: 0.7 is not a float
+  assert 1000 * spent.requested <= thousandths * spent.total  # in integers: 0.7 is not a float
   counts = {name: int(mask.sum()) for name, mask in hard.items()}
   assert cost.at(counts) == spent.achieved
   if scope == 'global':
