@@ -10,7 +10,8 @@ Command: python -m dtp_jax.data.prepare fashion_mnist && python -m dtp_jax.data.
          python -m experiments.sweep --config=configs/method_study.py --workdir=runs/method_study
            --seeds=4
 Hardware: 2 CPU cores. Time: not run as a whole.
-Expected result: not run as a whole; CHANGELOG.md says what a part of it showed.
+Expected result: not run as a whole; a first part, made by a throwaway driver, is in
+  experiments/results/2026-11-24_method_study/study.md.
 """
 
 import itertools
