@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ['flat', 'flatten', 'is_array', 'key_name', 'nested', 'path_name', 'paths']
+__all__ = ['by_path', 'flat', 'flatten', 'is_array', 'key_name', 'nested', 'path_name', 'paths']
 
 
 def key_name(key: Any) -> str:
@@ -24,6 +24,12 @@ def is_array(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
+def by_path(tree: Any) -> tuple[list[tuple[tuple[str, ...], Any]], Any]:
+  """The leaves of a pytree with their paths, (('params', 'conv1', 'kernel'), leaf); its treedef."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  return [(tuple(map(key_name, keys)), leaf) for keys, leaf in leaves], treedef
+
+
 def path_name(keys: Any) -> str:
   """The path of a leaf as one name, 'params/conv1/kernel'."""
   return '/'.join(map(key_name, keys))
@@ -31,8 +37,7 @@ def path_name(keys: Any) -> str:
 
 def paths(params: Any) -> dict[str, Array]:
   """The leaves of a pytree keyed by path, as in {'Conv_0/kernel': array}."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {path_name(keys): leaf for keys, leaf in leaves}
+  return {'/'.join(path): leaf for path, leaf in by_path(params)[0]}
 
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
@@ -49,10 +54,10 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], An
     TypeError: a leaf is a random key.
     ValueError: two leaves would have one name, or one is named like a branch.
   """
-  with_keys, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  names = [path_name(keys) for keys, _ in with_keys]
+  leaves, treedef = by_path(tree)
+  named = [('/'.join(path), leaf) for path, leaf in leaves]
   arrays: dict[str, Any] = {}
-  for name, (_, leaf) in zip(names, with_keys, strict=True):
+  for name, leaf in named:
     if not is_array(leaf):
       continue
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -66,11 +71,8 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], An
   nested(arrays)  # raises where a leaf is named like a branch
 
   def rebuild(given: Mapping[str, Any]) -> Any:
-    leaves = [
-      given[name] if is_array(leaf) else leaf
-      for name, (_, leaf) in zip(names, with_keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, leaves)
+    chosen = [given[name] if is_array(leaf) else leaf for name, leaf in named]
+    return jax.tree.unflatten(treedef, chosen)
 
   return arrays, rebuild
 
@@ -95,10 +97,11 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = '', separator: str = '/') -> dict[str, Any]:
   """Inverse of `nested`."""
   found: dict[str, Any] = {}
   for key, value in tree.items():
     name = f'{prefix}{key}'
-    found |= flat(value, f'{name}/') if isinstance(value, dict) else {name: value}
+    inside = isinstance(value, dict)
+    found |= flat(value, f'{name}{separator}', separator) if inside else {name: value}
   return found

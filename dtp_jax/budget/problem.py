@@ -6,7 +6,7 @@ sees flat arrays and asks for soft and hard masks at a kept fraction; it never a
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.core
@@ -19,52 +19,7 @@ from dtp_jax.budget.rounding import Cost, round_to_budget
 
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 
-
 _RAMP_ROUNDING = 1e-6  # a ramp ends at 1 - (1 - keep) in float32, however small keep is
-
-
-class Problem(Protocol):
-  """What a method needs to know of a transport problem."""
-
-  @property
-  def keep(self) -> float:
-    """The kept fraction of the budget's unit, rho."""
-    ...
-
-  @property
-  def size(self) -> int:
-    """How many elements it decides on."""
-    ...
-
-  def gather(self, arrays: Mapping[str, Array]) -> Array:
-    """The score arrays of the problem as (n,), or (rows, n)."""
-    ...
-
-  def scatter(self, flat: Array) -> dict[str, Array]:
-    """The inverse of `gather`."""
-    ...
-
-  def hard(self, ranking: Array, keep: Any = None) -> Array:
-    """The boolean mask of the best ranked at the exact budget, or at a present fraction `keep`."""
-    ...
-
-  def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
-    """The entropic plan of the scores."""
-    ...
-
-  def proximal(
-    self, scores: Array, state: Array, *, keep: Any, **options: Any
-  ) -> tuple[Array, Array]:
-    """One proximal step; options as in `transport.proximal_step`."""
-    ...
-
-  def rest_softness(self, keep: Any) -> Array:
-    """Softness of the softest mask of this budget, the one that tells no element apart."""
-    ...
-
-  def prices(self, log_odds: Array) -> Array | None:
-    """What an element costs beside the present mask, a = dF/dm (n,); None if all cost the same."""
-    ...
 
 
 class CountProblem(NamedTuple):
@@ -132,7 +87,7 @@ class CountProblem(NamedTuple):
     return transport.proximal_step(scores, state, keep=keep, **options)
 
   def rest_softness(self, keep: Any) -> Array:
-    """4 rho (1 - rho)."""
+    """Softness of the softest mask, which tells no element apart: 4 rho (1 - rho)."""
     return 4 * jnp.asarray(keep) * (1 - jnp.asarray(keep))
 
   def prices(self, log_odds: Array) -> None:
@@ -205,7 +160,10 @@ class CostProblem:
     return transport.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
 
   def rest_softness(self, keep: Any) -> Array:
-    """4 q (1 - q), with q the kept fraction of channels that costs rho at uniform width."""
+    """Softness of the softest mask, which tells no channel apart: 4 q (1 - q).
+
+    q is the kept fraction of channels that costs rho at uniform width.
+    """
     rest = transport.project(jnp.zeros(sum(self.sizes.values())), keep=keep, cost=self._share)
     q = jax.nn.sigmoid(rest[0])
     return 4 * q * (1 - q)
@@ -233,6 +191,9 @@ class CostProblem:
       multiple_of=self.multiple_of,
     )
     return np.concatenate(list(masks.values()))
+
+
+Problem: TypeAlias = CountProblem | CostProblem  # what a method is written for
 
 
 def _split(

@@ -85,7 +85,8 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
     )
   problems = _counted(budget, elements.shapes, elements.sizes, elements.density)
   requested = sum(p.k * p.copies for p in problems)
-  return Resolved(problems, 'count', requested, sum(elements.sizes.values()), _sum)
+  total = sum(elements.sizes.values())
+  return Resolved(problems, 'count', requested, total, lambda counts: sum(counts.values()))
 
 
 def _counted(
@@ -142,10 +143,6 @@ def _cost_of(budget: Budget, elements: Prunable) -> Cost:
       f'of is {budget.of!r}; expected one of {sorted(elements.costs)} or a latency table.'
     )
   return elements.costs[budget.of]
-
-
-def _sum(counts: Mapping[str, int]) -> int:
-  return sum(counts.values())
 
 
 def _per_array(shapes: Shapes, counts: Sizes) -> tuple[CountProblem, ...]:

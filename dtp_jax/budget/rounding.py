@@ -4,8 +4,9 @@ Costs are evaluated on the host in exact integers. The promise: the cost of what
 the budget, and no channel that is left out could be added without exceeding it.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import bisect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,89 +67,65 @@ def round_to_budget(
   Raises:
     ValueError: a limit below the cost of the floors; the message names both.
   """
-  sizes = {name: len(z) for name, z in ranking.items()}
-  groups = list(sizes)
-  flat = np.concatenate([np.asarray(ranking[name], np.float64) for name in groups])
-  flat = np.where(np.isnan(flat), -np.inf, flat)
-  order = np.argsort(-flat, kind='stable')
-  owner = np.repeat(np.arange(len(groups)), [sizes[name] for name in groups])[order]
-  counts = _longest_prefix(owner, groups, sizes, cost, limit, min_keep, multiple_of)
-  counts = _filled(owner, groups, sizes, counts, cost, limit, multiple_of, fill_once)
-  return {name: _best(ranking[name], counts[name]) for name in groups}
+  widths = _Widths({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
+  sizes = list(widths.sizes.values())
+  flat = np.concatenate([np.asarray(z, np.float64) for z in ranking.values()])
+  order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind='stable')
+  owner = np.repeat(np.arange(len(sizes)), sizes)[order]
 
+  def cost_of_prefix(length: int) -> int:
+    return cost.at(widths.of_prefix(owner[:length]))
 
-def _longest_prefix(
-  owner: np.ndarray,
-  groups: list[str],
-  sizes: Counts,
-  cost: Cost,
-  limit: int,
-  min_keep: int,
-  multiple_of: int,
-) -> dict[str, int]:
-  """Counts of the longest prefix of the ranking within the limit, floors and multiples kept."""
-
-  def counts_at(k: int) -> dict[str, int]:
-    raw = np.bincount(owner[:k], minlength=len(groups))
-    floors = {name: _above(min_keep, sizes[name], multiple_of) for name in groups}
-    return {
-      name: max(floors[name], _below(int(raw[i]), sizes[name], multiple_of))
-      for i, name in enumerate(groups)
-    }
-
-  if cost.at(counts_at(0)) > limit:
+  if cost_of_prefix(0) > limit:
     raise ValueError(
       f'a budget of {limit} cannot be met: the floor of {min_keep} channels a group (multiples of '
-      f'{multiple_of}) costs {cost.at(counts_at(0))} of {cost.total}. Raise the budget or lower '
+      f'{multiple_of}) costs {cost_of_prefix(0)} of {cost.total}. Raise the budget or lower '
       'min_keep or multiple_of.'
     )
-  low, high = 0, len(owner)  # the prefix of length low fits
-  while low < high:
-    middle = (low + high + 1) // 2
-    low, high = (middle, high) if cost.at(counts_at(middle)) <= limit else (low, middle - 1)
-  return counts_at(low)
+  longest = bisect.bisect_right(range(1, len(owner) + 1), limit, key=cost_of_prefix)
+  counts = widths.of_prefix(owner[:longest])
+  counts = widths.filled(owner, counts, lambda counts: cost.at(counts) <= limit, fill_once)
+  kept = np.zeros(len(flat), bool)
+  for i, count in enumerate(counts.values()):
+    kept[order[owner == i][:count]] = True
+  return dict(zip(counts, np.split(kept, np.cumsum(sizes)[:-1]), strict=True))
 
 
-def _filled(
-  owner: np.ndarray,
-  groups: list[str],
-  sizes: Counts,
-  counts: Counts,
-  cost: Cost,
-  limit: int,
-  multiple_of: int,
-  once: bool,
-) -> dict[str, int]:
-  """Counts after adding whatever still fits, in the order of the ranking."""
-  counts, seen = dict(counts), dict.fromkeys(groups, 0)
-  still_open = set(groups)
-  for i in owner:
-    name = groups[i]
-    seen[name] += 1
-    if name not in still_open or seen[name] <= counts[name]:
-      continue
-    following = {**counts, name: _above(counts[name] + 1, sizes[name], multiple_of)}
-    fits = cost.at(following) <= limit
-    counts = following if fits else counts
-    if once or not fits:
-      still_open.discard(name)
-      if not still_open:
-        break
-  return counts
+class _Widths(NamedTuple):
+  """The counts that groups of some `sizes` may have: multiples, or the whole group."""
 
+  sizes: Counts
+  min_keep: int
+  multiple_of: int
 
-def _below(count: int, size: int, multiple: int) -> int:
-  """The largest allowed count that is at most `count`: a multiple, or the whole group."""
-  return size if count >= size else count // multiple * multiple
+  def above(self, name: str, count: int) -> int:
+    """The smallest allowed count that is at least `count`."""
+    return min(self.sizes[name], -(-count // self.multiple_of) * self.multiple_of)
 
+  def of_prefix(self, owner: np.ndarray) -> dict[str, int]:
+    """The largest allowed counts within a prefix of the ranking, but for the floors."""
+    counts: dict[str, int] = {}
+    taken = np.bincount(owner, minlength=len(self.sizes)).tolist()
+    for (name, size), count in zip(self.sizes.items(), taken, strict=True):
+      below = size if count >= size else count // self.multiple_of * self.multiple_of
+      counts[name] = max(self.above(name, self.min_keep), below)
+    return counts
 
-def _above(count: int, size: int, multiple: int) -> int:
-  """The smallest allowed count that is at least `count`."""
-  return min(size, -(-count // multiple) * multiple)
-
-
-def _best(z: Any, count: int) -> np.ndarray:
-  mask = np.zeros(len(z), bool)
-  z = np.where(np.isnan(z), -np.inf, np.asarray(z, np.float64))
-  mask[np.argsort(-z, kind='stable')[:count]] = True
-  return mask
+  def filled(
+    self, owner: np.ndarray, counts: Counts, fits: Callable[[Counts], bool], once: bool
+  ) -> dict[str, int]:
+    """Counts after adding whatever still fits, in the order of the ranking."""
+    counts, seen, names = dict(counts), dict.fromkeys(counts, 0), list(counts)
+    still_open = set(names)
+    for name in (names[i] for i in owner):
+      seen[name] += 1
+      if name not in still_open or seen[name] <= counts[name]:
+        continue
+      following = {**counts, name: self.above(name, counts[name] + 1)}
+      fitted = fits(following)
+      counts = following if fitted else counts
+      if once or not fitted:
+        still_open.discard(name)
+        if not still_open:
+          break
+    return counts

@@ -230,10 +230,8 @@ def _unpack(path: pathlib.Path, archive: Archive) -> dict[str, bytes]:
 
 def _raw_path(folder: pathlib.Path, member: str) -> pathlib.Path | None:
   """Returns where a raw file lies: as unpacked in `folder`, or directly in it."""
-  for path in (folder / member, folder / pathlib.PurePosixPath(member).name):
-    if path.is_file():
-      return path
-  return None
+  places = (folder / member, folder / pathlib.PurePosixPath(member).name)
+  return next((path for path in places if path.is_file()), None)
 
 
 def _wanted(archive: Archive) -> str:

@@ -94,8 +94,9 @@ class Streamed(Dataset):
     check_range('batch_size', size, 1, 2**31)
     check_range('seed', seed, 0, 2**64)
     check_range('step', step, 0, 2**40)
-    crop = functools.partial(_train_example, size=self.options.check().image_size)
-    images = grain.MapDataset.source(_Shuffled(self.train, seed)).seed(seed).random_map(crop)
+    crop = functools.partial(random_crop, size=self.options.check().image_size)
+    example = functools.partial(_example, crop=crop)
+    images = grain.MapDataset.source(_Shuffled(self.train, seed)).seed(seed).random_map(example)
     # After the crop: its random numbers are those of the position in the endless order.
     batches = images[step * size :].batch(size, batch_fn=_stack)
     yield from _one_ahead(_run(batches, self.options))
@@ -104,8 +105,8 @@ class Streamed(Dataset):
     """Yields (batch,)."""
     check_range('batch_size', size, 1, 2**31)
     options = self.options.check()
-    crop = functools.partial(_test_example, resize=options.resize, size=options.image_size)
-    images = grain.MapDataset.source(self.held_out).map(crop)
+    crop = functools.partial(centre_crop, resize=options.resize, size=options.image_size)
+    images = grain.MapDataset.source(self.held_out).map(functools.partial(_example, crop=crop))
     batches = images.batch(size, batch_fn=functools.partial(_fill, size))
     yield from _one_ahead(_run(batches, options))
 
@@ -152,18 +153,12 @@ def _one_ahead(batches: Any) -> Arguments:
     yield (sent,)
 
 
-def _train_example(record: Any, rng: np.random.Generator, *, size: int) -> dict[str, Any]:
-  return _example(record, lambda data: random_crop(data, rng, size))
-
-
-def _test_example(record: Any, *, resize: int, size: int) -> dict[str, Any]:
-  return _example(record, lambda data: centre_crop(data, resize, size))
-
-
-def _example(record: Any, decode: Callable[[bytes], np.ndarray]) -> dict[str, Any]:
-  """An example with its image decoded, or an error that names it."""
+def _example(
+  record: Any, *rng: np.random.Generator, crop: Callable[..., np.ndarray]
+) -> dict[str, Any]:
+  """An example with its image decoded and cropped, or an error that names it."""
   try:
-    image = decode(record['image'])
+    image = crop(record['image'], *rng)
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     name, size = record['file_name'].decode(), len(record['image'])
     raise ValueError(

@@ -148,16 +148,12 @@ def default_tolerance(outputs: Sequence[np.ndarray]) -> float:
   return max([1e-5, *(4 * float(jnp.finfo(t).eps) for t in types)])
 
 
-@contextlib.contextmanager
-def on_cpu():
-  """Runs on the CPU, where float32 means float32, unless this process has none."""
+def on_cpu() -> contextlib.AbstractContextManager[Any]:
+  """A context that runs on the CPU, where float32 means float32, unless this process has none."""
   try:
-    device = jax.local_devices(backend='cpu')[0]
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
   except RuntimeError:
-    yield
-    return
-  with jax.default_device(device):
-    yield
+    return contextlib.nullcontext()
 
 
 def _spelled(arrays: Sequence[np.ndarray]) -> list[str]:

@@ -15,19 +15,10 @@ import numpy as np
 from dtp_jax.export.cuts import Cuts, kept_from_json
 from dtp_jax.files import read_json, read_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
+from dtp_jax.graph.trace import abstract
 from dtp_jax.trees import flat, flatten, nested
 
-__all__ = [
-  'FORMAT',
-  'KEPT',
-  'MANIFEST',
-  'PROGRAM',
-  'VARIABLES',
-  'SavedSlim',
-  'load_slim',
-  'masks_of',
-  'read_files',
-]
+__all__ = ['SavedSlim', 'load_slim', 'masks_of', 'read_files']
 
 FORMAT = 1
 VARIABLES, KEPT, MANIFEST = 'variables.safetensors', 'kept.json', 'manifest.json'
@@ -82,10 +73,8 @@ class SavedSlim:
           f'group {name!r} has {graph.sizes.get(name)} channels in this graph; expected '
           f'{self.sizes.get(name)}, as in {self.folder}. Trace the network that was saved.'
         )
-    abstract = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, 'shape') else a, variables
-    )
-    slim = shrink(graph, abstract, masks_of(self.kept, self.sizes), min_keep=0)
+    structs = jax.tree.map(lambda a: abstract(a) if hasattr(a, 'shape') else a, variables)
+    slim = shrink(graph, structs, masks_of(self.kept, self.sizes), min_keep=0)
     structs, rebuild = flatten(slim.variables)
     arrays = flat(self.variables)
     for name in (*structs, *arrays):

@@ -1,6 +1,7 @@
 """From a finished run of channel pruning to its slim model: saved, checked, timed."""
 
 import contextlib
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -132,14 +133,12 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
   manifest = save(run, workdir / 'slim', overwrite=True)
   images, apply = run.images(batch_size), build_model(run.config, run.data.num_classes).apply
   slim = shrink(run.graph, run.variables, run.hard)
-  dense_fn = jax.jit(lambda v, x: apply(v, x, train=False))
-  slim_fn = jax.jit(lambda v, x: slim.apply(v, x, train=False))
-  timings = interleaved(
-    {
-      'dense': lambda: dense_fn(run.variables, images),
-      'slim': lambda: slim_fn(slim.variables, images),
-    }
-  )
+  networks = {'dense': (apply, run.variables), 'slim': (slim.apply, slim.variables)}
+  compiled = {
+    name: functools.partial(jax.jit(functools.partial(fn, train=False)), variables, images)
+    for name, (fn, variables) in networks.items()
+  }
+  timings = interleaved(compiled)
   found = {
     'batch_size': batch_size,
     'costs': manifest['costs'],

@@ -13,19 +13,10 @@ import jax
 import jax.numpy as jnp
 
 import dtp_jax
+from dtp_jax.export import load
 from dtp_jax.export import onnx as onnx_file
 from dtp_jax.export.checks import Reference, default_tolerance
 from dtp_jax.export.cuts import kept_as_json
-from dtp_jax.export.load import (
-  FORMAT,
-  KEPT,
-  MANIFEST,
-  PROGRAM,
-  VARIABLES,
-  SavedSlim,
-  masks_of,
-  read_files,
-)
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import PLATFORMS, stablehlo
 from dtp_jax.files import write_json, write_safetensors
@@ -87,7 +78,7 @@ def save_slim(
     onnx_file.check_installed()
   signature, slim = Signature.of(inputs), shrink(graph, variables, hard)
   batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
-  masks = masks_of(slim.kept, graph.sizes)
+  masks = load.masks_of(slim.kept, graph.sizes)
   references = Reference.of_masked(graph, variables, masks, batches, kwargs)
   tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
   with _whole(folder) as temporary:
@@ -98,7 +89,7 @@ def save_slim(
       run = onnx_file.runner(temporary / ONNX, signature.names)
       checks['onnx'] = [r.check('ONNX model', run, tolerance) for r in references]
     manifest = {
-      'format': FORMAT,
+      'format': load.FORMAT,
       'versions': _versions(onnx),
       'platforms': list(PLATFORMS),
       'inputs': _described(signature.names, jax.tree.leaves(signature.structs)),
@@ -108,25 +99,25 @@ def save_slim(
       'checks': {'tolerance': tolerance, **checks},
       'about': dict(about or {}),
     }
-    write_json(temporary / MANIFEST, manifest)
+    write_json(temporary / load.MANIFEST, manifest)
   return manifest
 
 
 def _write_data(
   folder: pathlib.Path, graph: Graph, slim: Slim, signature: Signature, kwargs: dict[str, Any]
-) -> SavedSlim:
+) -> load.SavedSlim:
   """Writes variables, kept channels and program, and reads them back."""
-  write_safetensors(folder / VARIABLES, flatten(slim.variables)[0])
-  write_json(folder / KEPT, kept_as_json(graph, slim.kept))
-  (folder / PROGRAM).write_bytes(stablehlo(slim, signature, kwargs))
-  return read_files(folder, {})
+  write_safetensors(folder / load.VARIABLES, flatten(slim.variables)[0])
+  write_json(folder / load.KEPT, kept_as_json(graph, slim.kept))
+  (folder / load.PROGRAM).write_bytes(stablehlo(slim, signature, kwargs))
+  return load.read_files(folder, {})
 
 
 def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
   """Nothing is replaced unasked, and nothing ever that is no slim model."""
   if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
     return
-  if not (folder / MANIFEST).exists():
+  if not (folder / load.MANIFEST).exists():
     raise FileExistsError(f'{folder} exists and is no slim model; expected a new folder.')
   if not overwrite:
     raise FileExistsError(

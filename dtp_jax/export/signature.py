@@ -6,7 +6,7 @@ import jax
 import jax.export
 import numpy as np
 
-from dtp_jax.trees import is_array, key_name
+from dtp_jax.trees import by_path, is_array
 
 __all__ = ['Signature']
 
@@ -67,5 +67,4 @@ class Signature(NamedTuple):
   @property
   def names(self) -> list[str]:
     """A name for each array: 'input_0', or 'input_0_image' for one inside a dict."""
-    with_keys = jax.tree_util.tree_flatten_with_path(self.inputs)[0]
-    return ['_'.join(['input', *map(key_name, keys)]) for keys, _ in with_keys]
+    return ['_'.join(['input', *path]) for path, _ in by_path(self.inputs)[0]]

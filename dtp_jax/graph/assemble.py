@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,13 +42,9 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
   produced = _producers(traced)
   found: dict[Atom, list[Slice]] = {}
   for i, d, atom, index in _occurring(traced, produced):
-    role = (
-      'consumer'
-      if (i, d) in traced.masked.get(atom, ())
-      else 'producer'
-      if (i, d) in produced.get(atom, ())
-      else 'carrier'
-    )
+    reads = (i, d) in traced.masked.get(atom, ())
+    makes = (i, d) in produced.get(atom, ())
+    role = 'consumer' if reads else 'producer' if makes else 'carrier'
     found.setdefault(atom, []).append(Slice(leaves[i].path, d, role, index))
   first = {atom: n for n, atom in enumerate(produced)}
   order = sorted(found, key=lambda atom: first.get(atom, len(first)))
@@ -167,10 +164,8 @@ def _count(dim: Dim, names: dict[Atom, str], per_example: bool = False) -> Polyn
       return Polynomial.count(names[dim], dim.size)
     return Polynomial.constant(1 if dim.batch and per_example else dim.size)
   if isinstance(dim, Product):
-    result = Polynomial.constant(1)
-    for factor in dim.factors:
-      result = result * _count(factor, names, per_example)
-    return result
+    counts = (_count(factor, names, per_example) for factor in dim.factors)
+    return math.prod(counts, start=Polynomial.constant(1))
   return add(_count(part, names, per_example) for part in dim.parts)
 
 

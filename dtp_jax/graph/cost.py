@@ -8,6 +8,7 @@ exact integers on the host, or in floating point on soft masks, where sum(m_g) s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,10 +44,7 @@ class Polynomial:
     return cls({(name,): 1}, {name: int(size)})
 
   def __add__(self, other: Polynomial) -> Polynomial:
-    terms = dict(self.terms)
-    for monomial, coefficient in other.terms.items():
-      terms[monomial] = terms.get(monomial, 0) + coefficient
-    return Polynomial(terms, {**self.sizes, **other.sizes})
+    return add([self, other])
 
   def __mul__(self, other: Polynomial) -> Polynomial:
     terms: dict[Monomial, int] = {}
@@ -110,45 +108,15 @@ class Polynomial:
     Raises:
       ValueError: a mask does not have its group's shape.
     """
-    names = [name for name in self.groups if name in masks]
-    check_shapes({name: masks[name] for name in names}, self.sizes)
-    if not names:
+    kept = kept_shares({name: masks[name] for name in self.groups if name in masks}, self.sizes)
+    if not kept:
       return jnp.ones(())
-    kept = jnp.stack(
-      [
-        jnp.mean(
-          jnp.asarray(masks[name], jnp.promote_types(jnp.asarray(masks[name]).dtype, jnp.float32))
-        )
-        for name in names
-      ]
-    )
-    kept = jnp.append(kept, jnp.ones((), kept.dtype))  # the last entry stands for 'all kept'
-    shares, factors = self._arrays(names)
-    value = jnp.asarray(shares, kept.dtype)
-    for column in factors:
-      value = value * kept[column]
-    return jnp.sum(value)
+    return jnp.sum(soft_terms([self], self.sizes, kept, max(self.total, 1)))
 
   def soft(self, masks: Mapping[str, jax.Array]) -> jax.Array:
     """F(m): the cost under soft masks, differentiable. See `fraction`, which is this over F(1)."""
     share = self.fraction(masks)
     return share * jnp.asarray(float(self.total), share.dtype)
-
-  def _arrays(self, names: list[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Each term's share of F(1), and per factor which entry of (*names, 1) it multiplies."""
-    place = {name: i for i, name in enumerate(names)}
-    scale = max(self.total, 1)
-    shares = np.array(
-      [
-        coefficient * float(np.prod([self.sizes[n] for n in monomial], dtype=float)) / scale
-        for monomial, coefficient in self.terms.items()
-      ]
-    )
-    factors = np.full((self.degree, len(self.terms)), len(names))
-    for term, monomial in enumerate(self.terms):
-      for k, name in enumerate(monomial):
-        factors[k, term] = place.get(name, len(names))
-    return shares, list(factors)
 
 
 def add(costs: Iterable[Polynomial]) -> Polynomial:
@@ -167,14 +135,55 @@ def counts_of(hard: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
   return {name: int(np.count_nonzero(np.asarray(mask))) for name, mask in hard.items()}
 
 
-def check_shapes(masks: Mapping[str, jax.Array], sizes: Mapping[str, int]) -> None:
-  """Raises ValueError unless every mask has one entry for each channel of its group."""
+def check_shape(name: str, shape: tuple[int, ...], size: int) -> None:
+  """Raises ValueError unless `shape` is that of a mask of a group of `size` channels."""
+  if tuple(shape) != (size,):
+    raise ValueError(
+      f'the mask of group {name!r} has shape {tuple(shape)}; expected ({size},), one entry per '
+      'channel'
+    )
+
+
+def kept_shares(masks: Mapping[str, jax.Array], sizes: Mapping[str, int]) -> dict[str, jax.Array]:
+  """{group: mean of its mask}, in float32 or the wider type of all.
+
+  Raises:
+    ValueError: a mask without one entry for each channel of its group.
+  """
   for name, mask in masks.items():
-    if jnp.shape(mask) != (sizes[name],):
-      raise ValueError(
-        f'the mask of group {name!r} has shape {jnp.shape(mask)}; expected ({sizes[name]},), one '
-        'entry per channel'
-      )
+    check_shape(name, jnp.shape(mask), sizes[name])
+  arrays = {name: jnp.asarray(mask) for name, mask in masks.items()}
+  dtype = jnp.result_type(jnp.float32, *arrays.values())
+  return {name: jnp.mean(array.astype(dtype)) for name, array in arrays.items()}
+
+
+def soft_terms(
+  costs: Iterable[Polynomial],
+  sizes: Mapping[str, int],
+  kept: Mapping[str, jax.Array],
+  scale: int = 1,
+) -> jax.Array:
+  """Every term of some costs, over `scale`, one cost after the other: a few array operations.
+
+  Args:
+    costs: polynomials.
+    sizes: {group: channels in the dense network}.
+    kept: {group: share of its channels that is kept}, as from `kept_shares`, of one type and not
+      empty; groups left out keep all.
+    scale: what the terms are divided by, in double precision.
+
+  Returns:
+    An array of shape (terms of all costs,).
+  """
+  terms = [(monomial, n) for cost in costs for monomial, n in cost.terms.items()]
+  full = [n * math.prod(float(sizes[name]) for name in monomial) / scale for monomial, n in terms]
+  place = {name: i for i, name in enumerate(kept)}
+  shares = jnp.stack([*kept.values(), jnp.ones_like(next(iter(kept.values())))])  # the last: all
+  values = jnp.asarray(full, shares.dtype)
+  for k in range(max((len(monomial) for monomial, _ in terms), default=0)):
+    column = [place.get(m[k], len(place)) if k < len(m) else len(place) for m, _ in terms]
+    values = values * shares[np.asarray(column)]
+  return values
 
 
 def _checked(name: str, count: int, size: int) -> int:

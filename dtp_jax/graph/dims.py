@@ -9,6 +9,7 @@ refines, so the order in which equations are read does not matter for soundness.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -42,7 +43,7 @@ class Atom:
 
   def divided(self, size: Size) -> Atom:
     """A part of this atom, frozen if it is, or if there is nothing in it to choose from."""
-    if self.reason is None and _is_one(size):
+    if self.reason is None and is_one(size):
       return Atom(size, 'a single channel', hidden=True)
     return Atom(size, self.reason, self.hidden, self.batch)
 
@@ -56,10 +57,7 @@ class Product:
   @property
   def size(self) -> Size:
     """The product of the factors' sizes."""
-    size = 1
-    for factor in self.factors:
-      size = size * factor.size
-    return size
+    return math.prod(factor.size for factor in self.factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +84,7 @@ def resolve(dim: Dim) -> Dim:
     dim.bound = resolve(dim.bound)
     return dim.bound
   if isinstance(dim, Product):
-    factors: list[Dim] = []
-    for factor in map(resolve, dim.factors):
-      factors += factor.factors if isinstance(factor, Product) else [factor]
-    factors = [f for f in factors if not _is_one(f.size)]
+    factors = _flat(dim.factors)
     return factors[0] if len(factors) == 1 else Product(tuple(factors))
   parts: list[Dim] = []
   for part in map(resolve, dim.parts):
@@ -178,7 +173,8 @@ def segments(dim: Dim, bounds: Sequence[Size]) -> list[Dim] | None:
   return [*pieces, dim]
 
 
-def _is_one(size: Size) -> bool:
+def is_one(size: Size) -> bool:
+  """Whether a size is the number 1 (a symbolic size never is)."""
   return isinstance(size, int | np.integer) and size == 1
 
 
@@ -196,7 +192,7 @@ def _bind(atom: Atom, dim: Dim) -> None:
 def _align_products(a: list[Dim], b: list[Dim], reason: str) -> bool:
   """Unifies two products from their fastest factors, splitting atoms; False if that fails."""
   while True:
-    a, b = _flat(a), _flat(b)
+    a, b = _flat(a), _flat(b)  # anew: unifying one may have refined another
     if not a or not b:
       return not a and not b
     x, y = a.pop(), b.pop()
@@ -213,10 +209,12 @@ def _align_products(a: list[Dim], b: list[Dim], reason: str) -> bool:
     a.append(major)
 
 
-def _flat(factors: list[Dim]) -> list[Dim]:
-  """Resolves the factors anew: unifying one may have refined another."""
-  product = resolve(Product(tuple(factors)))
-  return list(product.factors) if isinstance(product, Product) else [product]
+def _flat(factors: Sequence[Dim]) -> list[Dim]:
+  """The factors resolved, those of nested products among them, those of size 1 left out."""
+  flat: list[Dim] = []
+  for factor in map(resolve, factors):
+    flat += factor.factors if isinstance(factor, Product) else [factor]
+  return [factor for factor in flat if not is_one(factor.size)]
 
 
 def _unify_parts(a: Dim, b: Dim, reason: str) -> None:

@@ -7,6 +7,7 @@ dead channel here), productions (whose out axis is this) and operators (what it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, unify
+from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, is_one, unify
 
 # (leaf number, axis): one axis of one leaf of the variables.
 Axis = tuple[int, int]
@@ -42,6 +43,19 @@ class Value(NamedTuple):
   def fixed(self) -> bool:
     """Whether it does not depend on the inputs."""
     return self.origin < ACTIVATION
+
+  def picked(self, axes: Sequence[int]) -> Value:
+    """The value with these axes alone, in this order."""
+    dims = tuple(self.dims[d] for d in axes)
+    return Value(dims, tuple(self.zeroed[d] for d in axes), self.origin)
+
+  def without(self, axes: Sequence[int]) -> Value:
+    """The value with these axes gone."""
+    return self.picked([d for d in range(len(self.dims)) if d not in axes])
+
+  def with_dim(self, axis: int, dim: Dim) -> Value:
+    """The value with another dim on one axis."""
+    return self._replace(dims=(*self.dims[:axis], dim, *self.dims[axis + 1 :]))
 
 
 class Contraction(NamedTuple):
@@ -135,7 +149,8 @@ class Flow:
 
   def _apply(self, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
     name = eqn.primitive.name
-    if any(is_zero(n) for v in (*eqn.invars, *eqn.outvars) for n in getattr(v.aval, 'shape', ())):
+    sizes = [n for v in (*eqn.invars, *eqn.outvars) for n in getattr(v.aval, 'shape', ())]
+    if any(isinstance(n, int) and n == 0 for n in sizes):
       return self.opaque(eqn, ins), None  # sizes divide each other below
     entered = CALLS[name](self, eqn, ins) if name in CALLS else None
     if entered is not None:
@@ -175,14 +190,23 @@ class Flow:
         [plain([fixed(s, 'opaque') for s in getattr(v.aval, 'shape', ())]) for v in inner.invars],
       )
       for op in flow.operations:
-        macs = int(eqn.params.get('length', 1)) * op.times
-        for dim in op.dims:
-          macs *= dim.size
+        macs = math.prod([int(eqn.params.get('length', 1)), op.times, *(d.size for d in op.dims)])
         batch = batches[0] if batches and macs % batches[0].size == 0 else None
         dims = () if batch is None else (batch,)
         self.operations.append(
           Operation(None, eqn.primitive.name, dims, (), macs // batch.size if batch else macs)
         )
+
+  def unify(self, eqn: Any, values: Sequence[Value]) -> list[Dim]:
+    """The dims that values of one rank share; axes of size 1 spread."""
+    reason = self.reason(eqn, ' of dims that do not line up')
+    shared: list[Dim] = []
+    for dims in zip(*(value.dims for value in values), strict=True):
+      first, *others = [dim for dim in dims if not is_one(dim.size)] or [UNIT]
+      for other in others:
+        unify(first, other, reason)
+      shared.append(first)
+    return shared
 
   def contract(self, dim: Dim, eqn: Any, operands: Sequence[tuple[Value, int]]) -> None:
     """Notes a sum over `dim`, the given axis of each operand."""
@@ -222,16 +246,6 @@ def live(jaxpr: Any) -> list[int]:
   return indices[::-1]
 
 
-def is_one(size: Size) -> bool:
-  """Whether a size is the number 1 (a symbolic size never is)."""
-  return isinstance(size, int) and size == 1
-
-
-def is_zero(size: Size) -> bool:
-  """Whether a size is the number 0."""
-  return isinstance(size, int) and size == 0
-
-
 def fixed(size: Size, reason: str, hidden: bool = False) -> Dim:
   """A new dim that keeps its size."""
   return UNIT if is_one(size) else Atom(size, reason, hidden)
@@ -262,11 +276,3 @@ def origin_of(ins: Sequence[Value]) -> int:
 def shape_of(var: Any) -> tuple[Size, ...]:
   """The traced shape of a variable."""
   return tuple(var.aval.shape)
-
-
-def unify_all(dims: Sequence[Dim], reason: str) -> Dim:
-  """Unifies the dims that are not of size 1 and returns one of them (`UNIT` if all are)."""
-  real = [dim for dim in dims if dim is not UNIT and not is_one(dim.size)]
-  for other in real[1:]:
-    unify(real[0], other, reason)
-  return real[0] if real else UNIT

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.graph.cost import Polynomial, add
+from dtp_jax.graph.cost import Polynomial, add, check_shape
 from dtp_jax.graph.groups import Group, Leaf, Path, Role
 from dtp_jax.graph.report import report
-from dtp_jax.trees import key_name
+from dtp_jax.trees import by_path
 
 
 class Extent(NamedTuple):
@@ -97,9 +97,9 @@ class Graph:
     """
     for name, mask in masks.items():
       self.check_mask(name, jnp.shape(mask))
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    flat, treedef = by_path(params)
     leaves = [leaf for _, leaf in flat]
-    place = {tuple(map(key_name, keys)): i for i, (keys, _) in enumerate(flat)}
+    place = {path: i for i, (path, _) in enumerate(flat)}
     consumers = [(s, masks[name]) for name in masks for s in self.groups[name].consumers]
     skip = self._prefix({s.path for s, _ in consumers}, place)
     for s, mask in consumers:
@@ -125,8 +125,7 @@ class Graph:
     Returns:
       {group: (n,) array}.
     """
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = {tuple(map(key_name, keys)): leaf for keys, leaf in flat}
+    arrays = dict(by_path(tree)[0])
     wanted, sums = set(roles), {}
     skip = 0 if any(leaf.path in arrays for leaf in self.leaves) else 1
     for name, group in self.groups.items():
@@ -146,11 +145,7 @@ class Graph:
       close = difflib.get_close_matches(name, self.groups, 1)
       hint = f'; did you mean {close[0]!r}?' if close else f'; the groups are {list(self.groups)}'
       raise ValueError(f'{name!r} is not a prunable group of this graph{hint}')
-    if tuple(shape) != (self.groups[name].size,):
-      raise ValueError(
-        f'the mask of group {name!r} has shape {tuple(shape)}; expected '
-        f'({self.groups[name].size},), one entry per channel'
-      )
+    check_shape(name, shape, self.groups[name].size)
 
   def _prefix(self, wanted: set[Path], place: Mapping[Path, int]) -> int:
     """How many leading keys of the traced paths the given tree leaves out: 0 or 1."""

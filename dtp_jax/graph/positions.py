@@ -39,10 +39,9 @@ def occurrences(dim: Dim) -> list[tuple[Atom, np.ndarray]]:
     twice in one dim gives two pairs, merged into one where they do not overlap.
   """
   dim = resolve(dim)
-  found: list[tuple[Atom, np.ndarray]]
   if isinstance(dim, Atom):
     return [(dim, np.arange(dim.size))]
-  found = []
+  found: list[tuple[Atom, np.ndarray]] = []
   if isinstance(dim, Product):
     place, stride = np.arange(dim.size), dim.size
     for factor in dim.factors:

@@ -6,7 +6,7 @@ them from the dims the walk has found. Literals and everything else stay as trac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -74,9 +74,10 @@ def _run(eqn: Any, scope: Scope, inner: Any, kept: Kept, args: list[Any]) -> lis
     return body(*args)
   ins = [scope.value(var) for var in eqn.invars]
   outs = [scope.values[var] for var in eqn.outvars]
-  params = eqn.primitive.get_bind_params(eqn.params)
-  if name in RESIZED:
-    params = {**params, **RESIZED[name](eqn, ins, outs, kept, args)}
+  params = {
+    **eqn.primitive.get_bind_params(eqn.params),
+    **_resized(eqn, ins, outs, kept, args),
+  }
   result = eqn.primitive.bind(*args, **params)
   results = result if eqn.primitive.multiple_results else [result]
   if name in ('iota', 'random_bits'):  # made at the traced size, so that the kept are the same
@@ -86,60 +87,36 @@ def _run(eqn: Any, scope: Scope, inner: Any, kept: Kept, args: list[Any]) -> lis
 
 def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[Any]:
   """A function with its own derivative, which it keeps."""
+  derivative, floats = inner.derivative, inner.floats
+  float_outs = [is_float(var) for var in eqn.outvars]
 
   def body(*args: Any) -> list[Any]:
     return replay(inner.body, kept, args)
 
-  if inner.derivative is None:
+  if derivative is None:
     return body(*args)
-  derivative = inner.derivative
-  run = _with_jvp if eqn.primitive.name == 'custom_jvp_call' else _with_vjp
-  return run(
-    body,
-    lambda *args: replay(derivative, kept, args),
-    inner.floats,
-    [is_float(var) for var in eqn.outvars],
-  )(*args)
 
-
-def _with_jvp(
-  body: Callable[..., Any],
-  derivative: Callable[..., Any],
-  floats: tuple[int, ...],
-  float_outs: list[bool],
-) -> Callable[..., Any]:
-  fn = jax.custom_jvp(body)
-
-  @fn.defjvp
   def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     outs = body(*primals)
-    results = iter(derivative(*primals, *(tangents[i] for i in floats))[sum(float_outs) :])
+    results = replay(derivative, kept, [*primals, *(tangents[i] for i in floats)])
+    behind = iter(results[sum(float_outs) :])
     return outs, [
-      next(results) if is_out else _no_tangent(out)
+      next(behind) if is_out else _no_tangent(out)
       for out, is_out in zip(outs, float_outs, strict=True)
     ]
 
-  return fn
-
-
-def _with_vjp(
-  body: Callable[..., Any],
-  derivative: Callable[..., Any],
-  floats: tuple[int, ...],
-  float_outs: list[bool],
-) -> Callable[..., Any]:
-  fn = jax.custom_vjp(body)
-
-  def forward(*args: Any) -> tuple[list[Any], tuple[Any, ...]]:
-    return body(*args), args
-
   def backward(args: tuple[Any, ...], cotangents: Sequence[Any]) -> tuple[Any, ...]:
     given = [c for c, is_out in zip(cotangents, float_outs, strict=True) if is_out]
-    results = dict(zip(floats, derivative(*args, *given), strict=True))
-    return tuple(results[i] if i in results else _no_tangent(arg) for i, arg in enumerate(args))
+    found = dict(zip(floats, replay(derivative, kept, [*args, *given]), strict=True))
+    return tuple(found[i] if i in found else _no_tangent(arg) for i, arg in enumerate(args))
 
-  fn.defvjp(forward, backward)
-  return fn
+  if eqn.primitive.name == 'custom_jvp_call':
+    fn = jax.custom_jvp(body)
+    fn.defjvp(jvp)
+  else:
+    fn = jax.custom_vjp(body)
+    fn.defvjp(lambda *args: (body(*args), args), backward)
+  return fn(*args)
 
 
 def _no_tangent(array: Any) -> np.ndarray:
@@ -147,64 +124,34 @@ def _no_tangent(array: Any) -> np.ndarray:
   return np.zeros(jnp.shape(array), jax.dtypes.float0)
 
 
-# Parameters that carry sizes.
-
-
-def _sizes(value: Value, traced: Sequence[Any], kept: Kept) -> tuple[Any, ...]:
-  return tuple(size(dim, n, kept) for dim, n in zip(value.dims, traced, strict=True))
-
-
-def _resized(key: str) -> Callable[..., Any]:
-  def update(
-    eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
-  ) -> dict[str, Any]:
-    return {key: _sizes(outs[0], eqn.outvars[0].aval.shape, kept)}
-
-  return update
-
-
-def _slice(
-  eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
+def _resized(
+  eqn: Any, ins: list[Value], outs: list[Value], kept: Kept, args: list[Any]
 ) -> dict[str, Any]:
-  """Ends move to the number of kept positions before them."""
-  starts, limits = list(eqn.params['start_indices']), list(eqn.params['limit_indices'])
-  for d, dim in enumerate(ins[0].dims):
-    if pruned(dim, kept):
-      index = positions(dim, kept)
-      starts[d], limits[d] = (int(np.searchsorted(index, end)) for end in (starts[d], limits[d]))
-  return {'start_indices': tuple(starts), 'limit_indices': tuple(limits)}
+  """The parameters of an equation that carry sizes, as they are after pruning."""
+  params = eqn.params
 
+  def sizes(dims: Sequence[Dim], traced: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(size(dim, n, kept) for dim, n in zip(dims, traced, strict=True))
 
-def _split(
-  eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
-) -> dict[str, Any]:
-  axis = eqn.params['axis']
-  return {
-    'sizes': tuple(
-      size(out.dims[axis], n, kept) for out, n in zip(outs, eqn.params['sizes'], strict=True)
-    )
-  }
-
-
-def _slice_sizes(
-  eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]
-) -> dict[str, Any]:
-  taken = zip(ins[0].dims, eqn.params['slice_sizes'], strict=True)
-  return {'slice_sizes': tuple(size(dim, n, kept) for dim, n in taken)}
-
-
-def _conv(eqn: Any, ins: list[Any], outs: list[Any], kept: Kept, args: list[Any]) -> dict[str, Any]:
-  numbers = eqn.params['dimension_numbers']
-  features = args[0].shape[numbers.lhs_spec[1]]
-  return {'feature_group_count': features // args[1].shape[numbers.rhs_spec[1]]}
-
-
-RESIZED: dict[str, Callable[..., Any]] = {
-  'broadcast_in_dim': _resized('shape'),
-  'reshape': _resized('new_sizes'),
-  'slice': _slice,
-  'split': _split,
-  'gather': _slice_sizes,
-  'dynamic_slice': _slice_sizes,
-  'conv_general_dilated': _conv,
-}
+  match eqn.primitive.name:
+    case 'broadcast_in_dim':
+      return {'shape': sizes(outs[0].dims, params['shape'])}
+    case 'reshape':
+      return {'new_sizes': sizes(outs[0].dims, params['new_sizes'])}
+    case 'gather' | 'dynamic_slice':
+      return {'slice_sizes': sizes(ins[0].dims, params['slice_sizes'])}
+    case 'split':
+      return {'sizes': sizes([out.dims[params['axis']] for out in outs], params['sizes'])}
+    case 'slice':  # ends move to the number of kept positions before them
+      starts, limits = list(params['start_indices']), list(params['limit_indices'])
+      for d, dim in enumerate(ins[0].dims):
+        if pruned(dim, kept):
+          ends = np.searchsorted(positions(dim, kept), (starts[d], limits[d]))
+          starts[d], limits[d] = map(int, ends)
+      return {'start_indices': tuple(starts), 'limit_indices': tuple(limits)}
+    case 'conv_general_dilated':
+      numbers = params['dimension_numbers']
+      features = args[0].shape[numbers.lhs_spec[1]]
+      return {'feature_group_count': features // args[1].shape[numbers.rhs_spec[1]]}
+    case _:
+      return {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, unify
+from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, is_one, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
   NONE,
@@ -12,129 +13,41 @@ from dtp_jax.graph.flow import (
   Flow,
   Value,
   fixed,
-  is_one,
   origin_of,
   plain,
   rule,
   shape_of,
-  unify_all,
 )
 
 # Zero wherever their (first) operand is zero.
 ZERO_IN_ZERO_OUT = (
-  'neg',
-  'convert_element_type',
-  'copy',
-  'reduce_precision',
-  'abs',
-  'square',
-  'stop_gradient',
-  'name',
-  'sharding_constraint',
-  'layout_constraint',
-)
+  'neg', 'convert_element_type', 'copy', 'reduce_precision', 'abs', 'square', 'stop_gradient',
+  'name', 'sharding_constraint', 'layout_constraint',
+)  # fmt: skip
 ELEMENTWISE = (
-  'abs',
-  'acos',
-  'acosh',
-  'add_any',
-  'and',
-  'asin',
-  'asinh',
-  'atan',
-  'atan2',
-  'atanh',
-  'bessel_i0e',
-  'bessel_i1e',
-  'cbrt',
-  'ceil',
-  'clamp',
-  'clz',
-  'complex',
-  'conj',
-  'convert_element_type',
-  'copy',
-  'cos',
-  'cosh',
-  'digamma',
-  'eq',
-  'eq_to',
-  'erf',
-  'erf_inv',
-  'erfc',
-  'exp',
-  'exp2',
-  'expm1',
-  'floor',
-  'ge',
-  'gt',
-  'igamma',
-  'igamma_grad_a',
-  'igammac',
-  'imag',
-  'integer_pow',
-  'is_finite',
-  'layout_constraint',
-  'le',
-  'le_to',
-  'lgamma',
-  'log',
-  'log1p',
-  'log2',
-  'logistic',
-  'lt',
-  'lt_to',
-  'max',
-  'min',
-  'mulhi',
-  'name',
-  'ne',
-  'neg',
-  'nextafter',
-  'not',
-  'one_minus_square',
-  'or',
-  'polygamma',
-  'population_count',
-  'pow',
-  'real',
-  'reduce_precision',
-  'regularized_incomplete_beta',
-  'rem',
-  'round',
-  'rsqrt',
-  'select_n',
-  'sharding_constraint',
-  'shift_left',
-  'shift_right_arithmetic',
-  'shift_right_logical',
-  'sign',
-  'sin',
-  'sinh',
-  'sqrt',
-  'square',
-  'stop_gradient',
-  'tan',
-  'tanh',
-  'xor',
-  'zeros_like',
-  'zeta',
-)
+  'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh',
+  'bessel_i0e', 'bessel_i1e', 'cbrt', 'ceil', 'clamp', 'clz', 'complex', 'conj',
+  'convert_element_type', 'copy', 'cos', 'cosh', 'digamma', 'eq', 'eq_to', 'erf', 'erf_inv',
+  'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'igamma', 'igamma_grad_a', 'igammac',
+  'imag', 'integer_pow', 'is_finite', 'layout_constraint', 'le', 'le_to', 'lgamma', 'log',
+  'log1p', 'log2', 'logistic', 'lt', 'lt_to', 'max', 'min', 'mulhi', 'name', 'ne', 'neg',
+  'nextafter', 'not', 'one_minus_square', 'or', 'polygamma', 'population_count', 'pow', 'real',
+  'reduce_precision', 'regularized_incomplete_beta', 'rem', 'round', 'rsqrt', 'select_n',
+  'sharding_constraint', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'sign',
+  'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan', 'tanh', 'xor', 'zeros_like', 'zeta',
+)  # fmt: skip
 
 
-def _elementwise(eqn: Any, ins: list[Value]) -> Value:
+def _elementwise(flow: Flow, eqn: Any, ins: list[Value]) -> Value:
   """Unifies the axes of operands of one rank; scalars and axes of size 1 spread."""
   rank = len(shape_of(eqn.outvars[0]))
-  full = [v for v in ins if len(v.dims) == rank]
-  reason = f'{eqn.primitive.name} of dims that do not line up'
-  dims = [unify_all([v.dims[d] for v in full], reason) for d in range(rank)]
-  return plain(dims, origin_of(ins))
+  return plain(flow.unify(eqn, [v for v in ins if len(v.dims) == rank]), origin_of(ins))
 
 
 @rule(*ELEMENTWISE)
 def elementwise(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """One result per element."""
-  out = _elementwise(eqn, ins)
+  out = _elementwise(flow, eqn, ins)
   if eqn.primitive.name in ZERO_IN_ZERO_OUT:
     out = out._replace(zeroed=ins[0].zeroed)
   return [out]
@@ -154,7 +67,7 @@ def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   Masking may make a norm zero, and its reciprocal infinite. So the other operand is trusted where
   it does not vary along the axis, where no mask reaches it, or (a factor) where it is zero itself.
   """
-  out = _elementwise(eqn, ins)
+  out = _elementwise(flow, eqn, ins)
   divides = eqn.primitive.name == 'div'
 
   def promise(value: Value, other: Value, axis: int) -> frozenset[Axis]:
@@ -173,15 +86,13 @@ def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 @rule('add', 'sub')
 def add(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Zero only where both terms are."""
-  out = _elementwise(eqn, ins)
+  out = _elementwise(flow, eqn, ins)
   if any(len(v.dims) < len(out.dims) for v in ins):
     return [out]
-  return [
-    out._replace(zeroed=tuple(meet([v.zeroed[d] for v in ins]) for d in range(len(out.dims))))
-  ]
+  return [out._replace(zeroed=tuple(meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)))]
 
 
-def meet(promises: list[frozenset[Axis]]) -> frozenset[Axis]:
+def meet(promises: Sequence[frozenset[Axis]]) -> frozenset[Axis]:
   """What must be masked for several values to be zero together; nothing if one never is."""
   return frozenset().union(*promises) if all(promises) else NONE
 

@@ -51,48 +51,34 @@ def call(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any] | No
   return None
 
 
-@call_rule('custom_jvp_call')
-def custom_jvp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
-  """Enters the body and the jvp. Where a primal is promised to be zero, so is its tangent."""
-  outs, body, floats, float_outs = _body(flow, eqn, ins)
+@call_rule('custom_jvp_call', 'custom_vjp_call')
+def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
+  """Enters the body and the derivative.
+
+  Where a primal is promised to be zero, so is its tangent; of cotangents nothing is promised.
+  """
+  outs, body = flow.walk(eqn.params['call_jaxpr'], ins)
+  floats = tuple(i for i, v in enumerate(eqn.invars) if is_float(v))
+  float_outs = [o for o, v in zip(outs, eqn.outvars, strict=True) if is_float(v)]
   if flow.in_derivative or not floats or not float_outs:
     return outs, Custom(body, None, floats)
 
   def jvp(args: list[Any], tangents: list[Any]) -> Any:
     return jax.jvp(_of_floats(eqn, args, floats), [args[i] for i in floats], tangents)
 
-  structs = [_struct(v) for v in eqn.invars]
-  jaxpr = jax.make_jaxpr(jvp)(structs, [structs[i] for i in floats])
-  scope = _derivative(flow, eqn, jaxpr, [*ins, *(ins[i] for i in floats)], 2 * float_outs)
-  return outs, Custom(body, scope, floats)
-
-
-@call_rule('custom_vjp_call')
-def custom_vjp(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
-  """Enters the body and the vjp, in which nothing is promised to be zero."""
-  outs, body, floats, float_outs = _body(flow, eqn, ins)
-  if flow.in_derivative or not floats or not float_outs:
-    return outs, Custom(body, None, floats)
-
   def vjp(args: list[Any], cotangents: list[Any]) -> Any:
     _, pullback = jax.vjp(_of_floats(eqn, args, floats), *[args[i] for i in floats])
     return pullback(cotangents)
 
-  jaxpr = jax.make_jaxpr(vjp)(
-    [_struct(v) for v in eqn.invars], [_struct(v) for v in eqn.outvars if is_float(v)]
-  )
-  scope = _derivative(
-    flow, eqn, jaxpr, [plain(v.dims) for v in (*ins, *float_outs)], [ins[i] for i in floats]
-  )
+  structs, float_ins = [_struct(v) for v in eqn.invars], [ins[i] for i in floats]
+  if eqn.primitive.name == 'custom_jvp_call':
+    jaxpr = jax.make_jaxpr(jvp)(structs, [structs[i] for i in floats])
+    scope = _derivative(flow, eqn, jaxpr, [*ins, *float_ins], 2 * float_outs)
+  else:
+    jaxpr = jax.make_jaxpr(vjp)(structs, [_struct(v) for v in eqn.outvars if is_float(v)])
+    unpromised = [plain(v.dims) for v in (*ins, *float_outs)]
+    scope = _derivative(flow, eqn, jaxpr, unpromised, float_ins)
   return outs, Custom(body, scope, floats)
-
-
-def _body(
-  flow: Flow, eqn: Any, ins: list[Value]
-) -> tuple[list[Value], Scope, tuple[int, ...], list[Value]]:
-  outs, body = flow.walk(eqn.params['call_jaxpr'], ins)
-  floats = tuple(i for i, v in enumerate(eqn.invars) if is_float(v))
-  return outs, body, floats, [o for o, v in zip(outs, eqn.outvars, strict=True) if is_float(v)]
 
 
 def _derivative(flow: Flow, eqn: Any, jaxpr: Any, ins: list[Value], expected: list[Value]) -> Scope:

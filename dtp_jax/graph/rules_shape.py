@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, segments, unify
+from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, is_one, segments, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
   NONE,
@@ -15,12 +15,10 @@ from dtp_jax.graph.flow import (
   Value,
   fixed,
   fresh,
-  is_one,
   origin_of,
   plain,
   rule,
   shape_of,
-  unify_all,
 )
 from dtp_jax.graph.rules import meet
 
@@ -28,14 +26,13 @@ from dtp_jax.graph.rules import meet
 @rule('transpose')
 def transpose(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Permutes the axes."""
-  return [_picked(ins[0], eqn.params['permutation'])]
+  return [ins[0].picked(eqn.params['permutation'])]
 
 
 @rule('squeeze')
 def squeeze(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Drops axes of size 1."""
-  gone = eqn.params['dimensions']
-  return [_picked(ins[0], [d for d in range(len(ins[0].dims)) if d not in gone])]
+  return [ins[0].without(eqn.params['dimensions'])]
 
 
 @rule('broadcast_in_dim')
@@ -97,23 +94,18 @@ def _runs(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[list[int], 
 def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Parts one after the other along one axis; the other axes unify."""
   axis = eqn.params['dimension']
-  reason = flow.reason(eqn, ' of dims that do not line up')
-  dims = [
-    Concat(tuple(v.dims[d] for v in ins))
-    if d == axis
-    else unify_all([v.dims[d] for v in ins], reason)
-    for d in range(len(ins[0].dims))
-  ]
-  zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
+  parts = Concat(tuple(v.dims[axis] for v in ins))
+  dims = flow.unify(eqn, [v.with_dim(axis, UNIT) for v in ins])
+  dims[axis] = parts
+  zeroed = [meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)]
   return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
 
 
 @rule('stack')
 def stack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Operands of one shape along a new, fixed axis."""
-  axis, reason = eqn.params['axis'], flow.reason(eqn, ' of dims that do not line up')
-  dims = [unify_all([v.dims[d] for v in ins], reason) for d in range(len(ins[0].dims))]
-  zeroed = [meet([v.zeroed[d] for v in ins]) for d in range(len(dims))]
+  axis, dims = eqn.params['axis'], flow.unify(eqn, ins)
+  zeroed = [meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)]
   dims.insert(axis, fixed(len(ins), flow.reason(eqn)))
   zeroed.insert(axis, NONE)
   return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
@@ -124,7 +116,7 @@ def unstack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The inverse of stack: the axis freezes."""
   axis = eqn.params['axis']
   freeze(ins[0].dims[axis], flow.reason(eqn, ' takes it apart'))
-  return [_picked(ins[0], [d for d in range(len(ins[0].dims)) if d != axis]) for _ in eqn.outvars]
+  return [ins[0].without([axis]) for _ in eqn.outvars]
 
 
 @rule('split')
@@ -132,7 +124,7 @@ def split(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The inverse of concatenate."""
   value, axis, sizes = ins[0], eqn.params['axis'], [int(s) for s in eqn.params['sizes']]
   pieces = _divided(flow, eqn, value.dims[axis], sizes)
-  return [_with(value, axis, piece) for piece in pieces]
+  return [value.with_dim(axis, piece) for piece in pieces]
 
 
 @rule('slice')
@@ -148,11 +140,11 @@ def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     if strides[d] != 1:
       freeze(value.dims[d], flow.reason(eqn, ' with a stride'))
     if frozen(value.dims[d]):
-      value = _with(value, d, fixed(sizes[d], flow.reason(eqn, ' of a frozen axis')))
+      value = value.with_dim(d, fixed(sizes[d], flow.reason(eqn, ' of a frozen axis')))
       continue
     lengths = [starts[d], limits[d] - starts[d], size - limits[d]]
     pieces = _divided(flow, eqn, value.dims[d], [n for n in lengths if n])
-    value = _with(value, d, pieces[1 if starts[d] else 0])
+    value = value.with_dim(d, pieces[1 if starts[d] else 0])
   return [value]
 
 
@@ -208,7 +200,7 @@ def dynamic_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   for d, size in enumerate(shape_of(eqn.invars[0])):
     if sizes[d] != size:
       freeze(value.dims[d], flow.reason(eqn, ' takes a part of it'))
-      value = _with(value, d, fixed(sizes[d], flow.reason(eqn)))
+      value = value.with_dim(d, fixed(sizes[d], flow.reason(eqn)))
   return [value]
 
 
@@ -247,18 +239,6 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   for axis, dim in zip(rest, indices.dims[:-1], strict=True):
     dims[axis] = dim
   return [plain(dims, origin_of(ins))]
-
-
-def _picked(value: Value, axes: Sequence[int]) -> Value:
-  return Value(
-    tuple(value.dims[d] for d in axes), tuple(value.zeroed[d] for d in axes), value.origin
-  )
-
-
-def _with(value: Value, axis: int, dim: Dim) -> Value:
-  dims = list(value.dims)
-  dims[axis] = dim
-  return value._replace(dims=tuple(dims))
 
 
 def _divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from dtp_jax.graph.groups import Path
 from dtp_jax.graph.positions import decode
 from dtp_jax.graph.replay import replay
 from dtp_jax.graph.trace import Call, abstract, analyze
-from dtp_jax.trees import is_array, key_name
+from dtp_jax.trees import by_path, is_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +101,10 @@ def leaf_positions(
 def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.ndarray]]) -> Any:
   """The variables without what died."""
   expected = {leaf.path: leaf.shape for leaf in graph.leaves}
-  flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
-  paths = [tuple(map(key_name, keys)) for keys, _ in flat]
-  _check_shapes(
-    {p: tuple(leaf.shape) for p, (_, leaf) in zip(paths, flat, strict=True) if is_array(leaf)},
-    expected,
-  )
+  flat, treedef = by_path(variables)
+  _check_shapes({p: tuple(leaf.shape) for p, leaf in flat if is_array(leaf)}, expected)
   leaves = []
-  for path, (_, leaf) in zip(paths, flat, strict=True):
+  for path, leaf in flat:
     for axis, index in slim.get(path, {}).items():
       if isinstance(leaf, jax.ShapeDtypeStruct):
         shape = (*leaf.shape[:axis], len(index), *leaf.shape[axis + 1 :])
@@ -149,12 +145,8 @@ class _Apply:
   def __call__(self, variables: Any, *inputs: Any, **static: Any) -> Any:
     call = Call.of(variables, inputs, static)
     arrays = call.arrays
-    key = (
-      call.treedef,
-      call.is_array,
-      tuple((a.shape, a.dtype, getattr(a, 'weak_type', False)) for a in arrays),
-      tuple(leaf for leaf, traced in zip(call.leaves, call.is_array, strict=True) if not traced),
-    )
+    avals = tuple((a.shape, a.dtype, getattr(a, 'weak_type', False)) for a in arrays)
+    key = (call.treedef, call.static, avals)
     try:
       known = key in self.programs
     except TypeError as error:
@@ -181,16 +173,7 @@ class _Apply:
     )
     structs = [abstract(a, leaf.shape) for leaf, a in zip(leaves, arrays, strict=False)]
     structs += [abstract(a) for a in arrays[len(leaves) :]]
-    given = iter(structs)
-    full = Call(
-      call.treedef,
-      tuple(
-        next(given) if traced else leaf
-        for leaf, traced in zip(call.leaves, call.is_array, strict=True)
-      ),
-      call.is_array,
-    )
-    traced = analyze(self.graph.fn, full, leaves)
+    traced = analyze(self.graph.fn, replace(call, arrays=structs), leaves)
     kept = self._kept_atoms(traced)
 
     @jax.jit

@@ -16,11 +16,13 @@ from dtp_jax.graph import (  # noqa: F401
   rules_shape,  # pyright: ignore[reportUnusedImport]
 )
 from dtp_jax.graph.assemble import Traced, assemble
-from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, unify
-from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Axis, Contraction, Flow, Value, is_one
+from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, is_one, unify
+from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Axis, Contraction, Flow, Value
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Leaf, Path
-from dtp_jax.trees import is_array, key_name
+from dtp_jax.trees import by_path, is_array
+
+TRACED = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,34 +31,27 @@ class Call:
 
   Attributes:
     treedef: structure of (variables, inputs, static).
-    leaves: arrays or ShapeDtypeStructs where `is_array`, anything else as it was given.
-    is_array: which leaves are traced.
+    static: its leaves as they were given, with `TRACED` in the place of arrays.
+    arrays: the traced leaves, in order: arrays or ShapeDtypeStructs.
   """
 
   treedef: Any
-  leaves: tuple[Any, ...]
-  is_array: tuple[bool, ...]
+  static: tuple[Any, ...]
+  arrays: list[Any]
 
   @classmethod
   def of(cls, variables: Any, inputs: tuple[Any, ...], static: dict[str, Any]) -> Call:
     """Flattens a call. Arrays are traced wherever they stand; all other leaves are static."""
     leaves, treedef = jax.tree.flatten((variables, inputs, static))
-    return cls(treedef, tuple(leaves), tuple(map(is_array, leaves)))
-
-  @property
-  def arrays(self) -> list[Any]:
-    """The traced leaves, in order."""
-    return [leaf for leaf, traced in zip(self.leaves, self.is_array, strict=True) if traced]
+    fixed = tuple(TRACED if is_array(leaf) else leaf for leaf in leaves)
+    return cls(treedef, fixed, [leaf for leaf in leaves if is_array(leaf)])
 
   def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as a function of the traced leaves alone."""
 
     def of_arrays(*arrays: Any) -> Any:
       given = iter(arrays)
-      leaves = [
-        next(given) if traced else leaf
-        for leaf, traced in zip(self.leaves, self.is_array, strict=True)
-      ]
+      leaves = [next(given) if leaf is TRACED else leaf for leaf in self.static]
       variables, inputs, static = jax.tree.unflatten(self.treedef, leaves)
       return fn(variables, *inputs, **static)
 
@@ -113,15 +108,11 @@ def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   """The array leaves of the variables with their paths, in tree order."""
   named_params = isinstance(variables, Mapping) and 'params' in variables
   leaves = []
-  for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+  for path, leaf in by_path(variables)[0]:
     if is_array(leaf):
-      path = tuple(map(key_name, keys))
-      is_param = (
-        path[0] == 'params'
-        if named_params
-        else jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
-      )
-      leaves.append(Leaf(path, tuple(leaf.shape), leaf.dtype, bool(is_param)))
+      floating = bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
+      is_param = path[0] == 'params' if named_params else floating
+      leaves.append(Leaf(path, tuple(leaf.shape), leaf.dtype, is_param))
   return tuple(leaves)
 
 
@@ -133,10 +124,10 @@ def analyze(fn: Callable[..., Any], call: Call, leaves: Sequence[Leaf]) -> Trace
   flow = Flow()
   outs, scope = flow.walk(closed, ins)
   leaf_dims = tuple(value.dims for value in ins[: len(leaves)])
-  paths, out_tree = jax.tree_util.tree_flatten_with_path(out)
+  paths, out_tree = by_path(out)
   state = {leaf.path: dims for leaf, dims in zip(leaves, leaf_dims, strict=True)}
-  for (keys, _), value in zip(paths, outs, strict=True):
-    _settle_output(tuple(map(key_name, keys)), value, state)
+  for (path, _), value in zip(paths, outs, strict=True):
+    _settle_output(path, value, state)
   masked: dict[Atom, set[Axis]] = {}
   for contraction in flow.contractions:
     _settle_contraction(contraction, leaf_dims, masked)

@@ -6,7 +6,7 @@ import pathlib
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,21 +68,13 @@ def from_torch(
       'forms for CIFAR have. To load the features alone, put arrays of these two names there.'
     )
   arrays = {str(name): _array(a) for name, a in state.items() if not str(name).endswith(_COUNTER)}
-  _check(layout.values(), arrays)
+  _check({name: struct.shape for name, struct in layout.values()}, arrays)
   # Copies, since torch may go on training in its own memory.
-  return nested({path: jnp.array(_to_flax(arrays[e.name]), e.dtype) for path, e in layout.items()})
+  return nested({p: jnp.array(_to_flax(arrays[n]), s.dtype) for p, (n, s) in layout.items()})
 
 
-class _Entry(NamedTuple):
-  """An array as torch has it: its name, its shape, and the type that it has here."""
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: Any
-
-
-def _layout(model: nn.Module) -> dict[str, _Entry]:
-  """{'params/conv1/kernel': its entry} for every variable of a model."""
+def _layout(model: nn.Module) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:
+  """{'params/conv1/kernel': (torch's name, torch's shape with the type it has here)} of a model."""
   namers: dict[type[nn.Module], Callable[[Iterable[str]], dict[str, str]]] = {
     ResNet: _resnet,
     VGG: _vgg,
@@ -97,12 +89,11 @@ def _layout(model: nn.Module) -> dict[str, _Entry]:
   # 'batch_stats/layer1_0/bn1/mean' is the mean of the layer 'layer1_0/bn1'.
   places = {path: path.split('/', 1)[1].rsplit('/', 1) for path in structs}
   names = namers[type(model)]({layer for layer, _ in places.values()})
-  return {
-    path: _Entry(
-      f'{names[layer]}.{_LEAVES[leaf]}', _torch_shape(structs[path].shape), structs[path].dtype
-    )
-    for path, (layer, leaf) in places.items()
-  }
+  layout = {}
+  for path, (layer, leaf) in places.items():
+    struct = jax.ShapeDtypeStruct(_torch_shape(structs[path].shape), structs[path].dtype)
+    layout[path] = f'{names[layer]}.{_LEAVES[leaf]}', struct
+  return layout
 
 
 def _resnet(layers: Iterable[str]) -> dict[str, str]:
@@ -161,9 +152,8 @@ def _array(value: Any) -> np.ndarray:
   return np.asarray(value)
 
 
-def _check(entries: Iterable[_Entry], arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises one ValueError for all that keeps the arrays from being the entries."""
-  expected = {entry.name: entry.shape for entry in entries}
+def _check(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> None:
+  """Raises one ValueError for all that keeps the arrays from having the expected shapes."""
   shared = [name for name in expected if name in arrays]
   problems = {
     'missing': [name for name in expected if name not in arrays],

@@ -162,28 +162,30 @@ def _fits(row, name, value):
   return row[name] == (float(value) if name == 'keep' else value)
 
 
+def _grouped(rows: Iterable[Row], *fields: str) -> dict[tuple, list[Row]]:
+  """{values of the fields: rows that have them}, in the order of the first of each."""
+  found: dict[tuple, list[Row]] = {}
+  for row in rows:
+    found.setdefault(tuple(row[field] for field in fields), []).append(row)
+  return found
+
+
 def cells_of(rows: Iterable[Row]) -> list[Cell]:
   """The cells of some rows; the dense runs of a network belong to each of its cells."""
-  networks: dict[tuple[str, str], list[Row]] = {}
-  for row in rows:
-    networks.setdefault((row['data'], row['model']), []).append(row)
   cells = []
-  for (data, model), mine in sorted(networks.items()):
+  for (data, model), mine in sorted(_grouped(rows, 'data', 'model').items()):
     dense = [row for row in mine if row['method'] == 'dense']
-    budgets: dict[tuple[str, str, float], list[Row]] = {}
-    for row in mine:
-      if row['method'] != 'dense':
-        budgets.setdefault((row['granularity'], row['unit'], row['keep']), []).append(row)
+    pruned = [row for row in mine if row['method'] != 'dense']
+    budgets = _grouped(pruned, 'granularity', 'unit', 'keep')
     for budget in sorted(budgets or {_NO_BUDGET: []}, key=lambda b: (b[0], b[1], -b[2])):
       cells.append(Cell(data, model, *budget, _lines([*dense, *budgets.get(budget, ())])))
   return cells
 
 
 def _lines(rows):
-  by_row: dict[tuple[str, str], list[Row]] = {}
-  for row in sorted(rows, key=lambda row: row['seed']):
-    by_row.setdefault((row['row'], row['method']), []).append(row)
-  return tuple(Line(*key, tuple(by_row[key])) for key in sorted(by_row, key=lambda k: place(*k)))
+  lines = _grouped(sorted(rows, key=lambda row: row['seed']), 'row', 'method')
+  keys = sorted(lines, key=lambda key: place(*key))
+  return tuple(Line(row, method, tuple(lines[row, method])) for row, method in keys)
 
 
 def studies_of(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtp_jax.report import tables
-from dtp_jax.report.compare import Cell, that_match
+from dtp_jax.report.compare import that_match
 from dtp_jax.report.rows import Published, Row
 from dtp_jax.report.style import label
 
 __all__ = ['render']
-
-Study = Sequence[Cell]
 
 _TEMPLATE = pathlib.Path(__file__).with_name('page.html')
 
@@ -20,7 +18,7 @@ _TEMPLATE = pathlib.Path(__file__).with_name('page.html')
 def render(
   title: str,
   rows: Sequence[Row],
-  studies: Sequence[Study],
+  studies: Sequence[tables.Study],
   figures: Mapping[int, bytes],
   published: Sequence[Published],
   unfinished: Sequence[str] = (),
@@ -116,12 +114,6 @@ def _facts(rows):
 
 def _commands(rows):
   """The distinct commands, those that differ in the seed or the folder alone as one."""
-  found = {}
-  for row in rows:
-    words = [
-      word
-      for word in row['command'].split(' ')
-      if not word.startswith(('--workdir=', '--config.seed='))
-    ]
-    found.setdefault(' '.join(words))
-  return list(found)
+  own = ('--workdir=', '--config.seed=')
+  commands = ([w for w in r['command'].split(' ') if not w.startswith(own)] for r in rows)
+  return list(dict.fromkeys(map(' '.join, commands)))

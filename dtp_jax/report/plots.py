@@ -35,7 +35,7 @@ def accuracy_against_kept(study: Sequence[Cell], published: Iterable[Published] 
   Raises:
     ImportError: matplotlib is missing (extra `demo`).
   """
-  published = list(published)
+  published = [x for x in published if x.kept is not None and isinstance(x.accuracy, float)]
   figure, plot = axes(figsize=(6.8, 5.2))
   plot.set(xscale='log', yscale='log')
   pruned = [tuple(lines.values()) for (_, m), lines in by_row(study).items() if m != 'dense']
@@ -94,10 +94,9 @@ def _draw_row(plot, lines, aside):
 
 
 def _draw_published(plot, published):
-  known = _drawn(published)
   handles = []
-  for i, (method, source) in enumerate(dict.fromkeys((x.method, x.source) for x in known)):
-    points = [x for x in known if (x.method, x.source) == (method, source)]
+  for i, (method, source) in enumerate(dict.fromkeys((x.method, x.source) for x in published)):
+    points = [x for x in published if (x.method, x.source) == (method, source)]
     handles += plot.plot(
       [x.kept for x in points],
       [_error(x.accuracy) for x in points],
@@ -109,10 +108,6 @@ def _draw_published(plot, published):
       zorder=2,
     )
   return handles
-
-
-def _drawn(published):
-  return [x for x in published if x.kept is not None and isinstance(x.accuracy, float)]
 
 
 def _short(source):
@@ -146,7 +141,7 @@ def _step(study, names):
 def _best(study, published):
   """The fewest errors that must be seen: bars may run out of the plot, means may not."""
   means = [x.mean for cell in study for x in cell.lines]
-  known = [x.accuracy for x in _drawn(published)]
+  known = [x.accuracy for x in published]
   dense = study[0].dense
   band = [] if dense is None else [dense.mean + (dense.std or 0.0)]
   return min(map(_error, [*means, *known, *band]))

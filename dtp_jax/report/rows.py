@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dtp_jax.files import read_json, write_text
-from dtp_jax.report.style import place
+from dtp_jax.report import style
 
 __all__ = [
   'COLUMNS',
@@ -25,17 +25,15 @@ __all__ = [
 
 Row = dict[str, Any]
 
-_TEXTS = ('data', 'model', 'granularity', 'unit', 'row', 'method', 'run', 'config')
-_TEXTS += ('dtp-jax', 'jax', 'flax', 'optax', 'python', 'device', 'command')
-_FRACTIONS = ('keep', 'accuracy', 'dense_accuracy', 'gap', 'seconds')
-_VERSIONS = ('dtp-jax', 'jax', 'flax', 'optax')
-
-COLUMNS: tuple[str, ...] = (
-  'data', 'model', 'granularity', 'unit', 'keep', 'row', 'method', 'seed', 'accuracy',
-  'dense_accuracy', 'gap', 'requested', 'achieved', 'total', 'parameters', 'parameters_left',
-  'macs', 'macs_left', 'dense_steps', 'soft_steps', 'hard_steps', 'seconds', 'run', 'config',
-  'dtp-jax', 'jax', 'flax', 'optax', 'python', 'device', 'cpus', 'command',
-)  # fmt: skip
+_TYPES: dict[str, type] = {
+  'data': str, 'model': str, 'granularity': str, 'unit': str, 'keep': float, 'row': str,
+  'method': str, 'seed': int, 'accuracy': float, 'dense_accuracy': float, 'gap': float,
+  'requested': int, 'achieved': int, 'total': int, 'parameters': int, 'parameters_left': int,
+  'macs': int, 'macs_left': int, 'dense_steps': int, 'soft_steps': int, 'hard_steps': int,
+  'seconds': float, 'run': str, 'config': str, 'dtp-jax': str, 'jax': str, 'flax': str,
+  'optax': str, 'python': str, 'device': str, 'cpus': int, 'command': str,
+}  # fmt: skip
+COLUMNS = tuple(_TYPES)
 
 _RESULT = ('accuracy', 'dense_accuracy', 'achieved', 'total', 'parameters_left', 'macs_left')
 
@@ -57,8 +55,7 @@ def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]
     FileNotFoundError: a folder that is not there or has no finished run.
     ValueError: a file that is not what a run leaves behind, or one run with two configs or results.
   """
-  rows: dict[tuple, Row] = {}
-  places: dict[tuple, pathlib.Path] = {}
+  rows: dict[tuple, tuple[Row, pathlib.Path]] = {}
   unfinished = []
   for folder in map(pathlib.Path, folders):
     root = folder.resolve()
@@ -73,14 +70,13 @@ def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]
     for path in found:
       row = _row(path, names[path])
       key = _identity(row)
-      if key in rows and _differ(row, rows[key]):
+      first, place = rows.setdefault(key, (row, path))
+      if _differ(row, first):
         raise ValueError(
-          f'{places[key]} and {path} are the same run (cell, row and seed {key}) with two configs '
+          f'{place} and {path} are the same run (cell, row and seed {key}) with two configs '
           'or results; report them apart, or tell them apart by config.row.'
         )
-      if key not in rows:
-        rows[key], places[key] = row, path
-  return sorted(rows.values(), key=_order), unfinished
+  return sorted((row for row, _ in rows.values()), key=_order), unfinished
 
 
 def _differ(one, other):
@@ -100,7 +96,7 @@ def _order(row):
   keep = row['keep'] or 1.0
   return (
     row['data'], row['model'], row['method'] != 'dense', row['granularity'], row['unit'], -keep,
-    place(row['row'], row['method']), row['seed'],
+    style.place(row['row'], row['method']), row['seed'],
   )  # fmt: skip
 
 
@@ -110,14 +106,11 @@ def _row(folder: pathlib.Path, name: str) -> Row:
     config, summary, environment = (
       read_json(folder / f'{part}.json') for part in ('config', 'summary', 'environment')
     )
-    versions = environment['versions']
-    row = {
-      **{field: summary[field] for field in _RESULT if field != 'macs_left'},
-      **{field: summary[field] for field in ('row', 'method', 'seed', 'gap', 'requested')},
-      **{field: summary[field] for field in ('unit', 'parameters', 'seconds')},
+    found = {
+      **environment['versions'],
+      **environment,
+      **summary,
       **{f'{stage}_steps': steps for stage, steps in summary['stages'].items()},
-      **{package: versions[package] for package in _VERSIONS},
-      **{field: environment[field] for field in ('python', 'device', 'cpus')},
       **_macs(summary),
       'data': config['data']['name'],
       'model': model_key(config['model']),
@@ -127,6 +120,7 @@ def _row(folder: pathlib.Path, name: str) -> Row:
       'command': _without_places(environment['command']),
       'run': name,
     }
+    row = {field: '' if found[field] is None else found[field] for field in COLUMNS}
   except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
     raise ValueError(
       f'{folder} is not a readable run ({type(error).__name__}: {error}); expected config.json, '
@@ -134,7 +128,7 @@ def _row(folder: pathlib.Path, name: str) -> Row:
     ) from error
   if row['method'] == 'dense':
     row |= dict.fromkeys(('granularity', 'unit', 'keep', 'requested', 'achieved', 'total'), '')
-  return {field: '' if row[field] is None else row[field] for field in COLUMNS}
+  return row
 
 
 def _macs(summary):
@@ -197,18 +191,23 @@ def read_csv(path: pathlib.Path) -> list[Row]:
   Raises:
     ValueError: other columns, or a number that is none.
   """
+  rows = _read(path, COLUMNS)
+  return [{name: _typed(path, name, text) for name, text in row.items()} for row in rows]
+
+
+def _read(path, columns):
   with path.open(newline='') as file:
     reader = csv.DictReader(file)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-      raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {list(COLUMNS)}.')
-    return [{name: _typed(path, name, text) for name, text in row.items()} for row in reader]
+    if tuple(reader.fieldnames or ()) != columns:
+      raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {list(columns)}.')
+    return list(reader)
 
 
 def _typed(path, name, text):
-  if text == '' or name in _TEXTS:
+  if text == '' or _TYPES[name] is str:
     return text
   try:
-    return float(text) if name in _FRACTIONS else int(text)
+    return _TYPES[name](text)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{path} has {name} {text!r}; expected a number.') from error
 
@@ -255,14 +254,10 @@ def read_published(path: pathlib.Path) -> list[Published]:
     ValueError: other columns, a number that is none, or a figure without a source.
   """
   found = []
-  with path.open(newline='') as file:
-    reader = csv.DictReader(file)
-    if tuple(reader.fieldnames or ()) != Published._fields:
-      raise ValueError(f'{path} has {reader.fieldnames}; expected {list(Published._fields)}.')
-    for row in reader:
-      if not row['source']:
-        raise ValueError(f'{path} has a figure without a source: {row}.')
-      for name in ('accuracy', 'base_accuracy', 'speedup', 'sparsity'):
-        row[name] = float(row[name]) if row[name] else ''
-      found.append(Published(**row))
+  for row in _read(path, Published._fields):
+    if not row['source']:
+      raise ValueError(f'{path} has a figure without a source: {row}.')
+    for name in ('accuracy', 'base_accuracy', 'speedup', 'sparsity'):
+      row[name] = float(row[name]) if row[name] else ''
+    found.append(Published(**row))
   return found

@@ -5,45 +5,36 @@ from typing import Any
 
 __all__ = ['axes', 'label', 'mark', 'place']
 
-_LABELS = {
-  'transportation': 'DTP (transportation)',
-  'dense': 'dense',
-  'magnitude': 'one-shot magnitude',
-  'gradual_magnitude': 'gradual magnitude',
-  'straight_through': 'straight-through top-k',
-  'spartan': "Spartan's mask",
-  'pdp': 'PDP',
-  'fisher': 'gradual Fisher',
-  'lamp': 'gradual LAMP',
-  'paper': "DTP, the paper's rule",
-  'random': 'random',
-  'l1_uniform': 'L1, uniform width',
-  'random_uniform': 'random, uniform width',
-}
-
-# Okabe and Ito's colours, told apart by the colour-blind; the marks differ without colour too.
-_MARKS = {
-  'transportation': ('#0072b2', 'o'),
-  'spartan': ('#d55e00', 's'),
-  'pdp': ('#009e73', 'D'),
-  'straight_through': ('#cc79a7', '^'),
-  'gradual_magnitude': ('#e69f00', 'v'),
-  'magnitude': ('#56b4e9', 'P'),
-  'random': ('#777777', 'X'),
-  'l1_uniform': ('#5b2a86', '>'),
-  'random_uniform': ('#777777', '<'),
+# Label, colour and mark. The colours are Okabe and Ito's, told apart by the colour-blind; the marks
+# differ without colour too.
+_LOOKS = {
+  'transportation': ('DTP (transportation)', '#0072b2', 'o'),
+  'dense': ('dense', '#882255', '*'),
+  'magnitude': ('one-shot magnitude', '#56b4e9', 'P'),
+  'gradual_magnitude': ('gradual magnitude', '#e69f00', 'v'),
+  'straight_through': ('straight-through top-k', '#cc79a7', '^'),
+  'spartan': ("Spartan's mask", '#d55e00', 's'),
+  'pdp': ('PDP', '#009e73', 'D'),
+  'fisher': ('gradual Fisher', '#882255', 'p'),
+  'lamp': ('gradual LAMP', '#000000', 'p'),
+  'paper': ("DTP, the paper's rule", '#882255', '8'),
+  'random': ('random', '#777777', 'X'),
+  'l1_uniform': ('L1, uniform width', '#5b2a86', '>'),
+  'random_uniform': ('random, uniform width', '#777777', '<'),
 }
 _OTHERS = tuple((c, m) for m in ('p', 'h', '8', '*') for c in ('#882255', '#117733', '#000000'))
 
 
 def label(row: str) -> str:
   """The name of a row in tables."""
-  return _LABELS.get(row, row)
+  return _LOOKS[row][0] if row in _LOOKS else row
 
 
 def mark(row: str) -> tuple[str, str]:
   """(colour, marker) of a row, the same in every figure; an unknown name always gets the same."""
-  return _MARKS.get(row, _OTHERS[zlib.crc32(row.encode()) % len(_OTHERS)])
+  if row in _LOOKS:
+    return _LOOKS[row][1:]
+  return _OTHERS[zlib.crc32(row.encode()) % len(_OTHERS)]
 
 
 def place(row: str, method: str) -> tuple[bool, bool, str]:

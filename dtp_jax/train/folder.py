@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from dtp_jax.files import read_json, write_json
+from dtp_jax.trees import flat
 
 __all__ = ['check_config', 'environment', 'open_run', 'read_config']
 
@@ -47,8 +48,8 @@ def check_config(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Non
   Raises:
     ValueError: they differ; the fields are listed.
   """
-  asked = _flat(json.loads(config.to_json_best_effort()))
-  there = _flat(read_json(folder / 'config.json'))
+  asked = flat(json.loads(config.to_json_best_effort()), separator='.')
+  there = flat(read_json(folder / 'config.json'), separator='.')
   differing = sorted(k for k in asked | there if asked.get(k) != there.get(k))
   if differing:
     lines = [f'  {k}: {there.get(k)!r} there, {asked.get(k)!r} asked' for k in differing]
@@ -91,12 +92,3 @@ def _command():
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   program = f'python -m {spec.name}' if spec else f'python {pathlib.Path(sys.argv[0]).name}'
   return ' '.join([program, *sys.argv[1:]])
-
-
-def _flat(tree, prefix=''):
-  if not isinstance(tree, dict):
-    return {prefix: tree}
-  flat = {}
-  for name, value in tree.items():
-    flat |= _flat(value, f'{prefix}.{name}' if prefix else name)
-  return flat

@@ -14,6 +14,7 @@ import tqdm
 
 from dtp_jax.data import Dataset, load
 from dtp_jax.files import read_json, write_json, write_npz
+from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import counts_of
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
@@ -59,12 +60,10 @@ def train_and_evaluate(
     DivergedError: NaN or infinite loss; the message names step, stage and last good checkpoint.
   """
   workdir = run_folder.open_run(config, workdir)
-  if data is None:
-    data = load(config.data)
+  data = load(config.data) if data is None else data
   recipe, create = build(config, data)
   stages = recipe.stages
-  always = (stages.soft_start, stages.total)
-  checkpoints = Checkpoints(workdir / 'checkpoints', always=always)
+  checkpoints = Checkpoints(workdir / 'checkpoints', always=(stages.soft_start, stages.total))
   with contextlib.closing(checkpoints):
     seconds = 0.0
     if checkpoints.latest is not None:
@@ -192,8 +191,7 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     return read_json(path)
   hard = jax.device_get(recipe.pruner.harden(state.extra))
   params = jax.jit(functools.partial(recipe.pruner.apply_masks, state.params))(hard)
-  pruned = {f'params/{k}': np.asarray(v) for k, v in paths(params).items()}
-  pruned |= {f'batch_stats/{k}': np.asarray(v) for k, v in paths(state.batch_stats).items()}
+  pruned = jax.device_get(paths({'params': params, 'batch_stats': state.batch_stats}))
   write_npz(workdir / 'masks.npz', hard)
   write_npz(workdir / 'pruned.npz', pruned)
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
@@ -209,34 +207,22 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     **recipe.pruner.resolved.account(hard)._asdict(),
     'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
-    'parameters_left': _parameters_left(recipe, hard, pruned),
+    **_sizes(recipe.pruner.elements.graph, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
-    'widths': _widths(recipe, hard),
-    'costs': _costs(recipe, hard),
     'seconds': round(run.seconds, 1),
   }
   write_json(path, summary)
   return summary
 
 
-def _parameters_left(recipe: Recipe, hard, pruned) -> int:
-  """Parameters of the slim network; for single weights those that are not zero."""
-  if recipe.pruner.elements.graph is not None:
-    return recipe.pruner.elements.graph.params.at(counts_of(hard))
-  return sum(int(np.count_nonzero(w)) for k, w in pruned.items() if k.startswith('params/'))
-
-
-def _widths(recipe: Recipe, hard) -> dict[str, Any] | None:
-  """For channels: {group: [dense, kept]}, in the order of the network; None otherwise."""
-  if recipe.pruner.elements.graph is None:
-    return None
-  return {name: [mask.size, int(np.count_nonzero(mask))] for name, mask in hard.items()}
-
-
-def _costs(recipe: Recipe, hard) -> dict[str, list[int]]:
-  """For channels: {'params' and 'macs': [kept, dense]} of the whole network; {} otherwise."""
-  graph, counts = recipe.pruner.elements.graph, counts_of(hard)
-  if graph is None:
-    return {}
-  units = {'params': graph.params, 'macs': graph.macs}
-  return {unit: [cost.at(counts), cost.total] for unit, cost in units.items()}
+def _sizes(graph: Graph | None, hard, pruned) -> dict[str, Any]:
+  """Parameters left; of channels also {group: [dense, kept]} and {unit: [kept, dense]} of costs."""
+  if graph is None:  # of single weights those are left that are not zero
+    left = sum(int(np.count_nonzero(w)) for k, w in pruned.items() if k.startswith('params/'))
+    return {'parameters_left': left, 'widths': None, 'costs': {}}
+  counts, units = counts_of(hard), {'params': graph.params, 'macs': graph.macs}
+  return {
+    'parameters_left': graph.params.at(counts),
+    'widths': {name: [mask.size, counts[name]] for name, mask in hard.items()},
+    'costs': {unit: [cost.at(counts), cost.total] for unit, cost in units.items()},
+  }

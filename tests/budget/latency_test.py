@@ -1,5 +1,6 @@
 """Latency tables: interpolated exactly, rising whatever was measured, a unit of budgets."""
 
+import itertools
 import json
 
 import jax
@@ -14,7 +15,7 @@ from scipy.interpolate import RegularGridInterpolator
 from dtp_jax import methods, prunable
 from dtp_jax.budget import Budget
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
-from dtp_jax.budget.latency.measure import grid, points_of, resizable, time_calls
+from dtp_jax.budget.latency.measure import grid, resizable, time_calls
 from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.graph import trace
 from dtp_jax.graph.cost import Polynomial, add
@@ -240,7 +241,7 @@ def test_equal_signatures_share_a_curve_and_nothing_is_timed_twice(graph, table)
   assert curve['first'] == curve['second']
   assert len(table.curves) == len(graph.operators) - 1
   p = resizable(next(op.bare for op in graph.operators if op.name == 'out'), 2)
-  points = [*points_of(grid(p.full, 3)), *points_of(grid(p.full, 2))]
+  points = [w for n in (3, 2) for w in itertools.product(*grid(p.full, n))]
   found, _ = time_calls(((p.operator, p.eqn, p.shapes(w)) for w in points), repeats=2)
   assert len(found) == 3
   assert all(isinstance(ns, int) and ns >= 0 for ns in found.values())

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.graph.cost import Monomial, Polynomial, check_shapes
+from dtp_jax.graph.cost import Polynomial, kept_shares, soft_terms
 
 __all__ = ['Curve', 'LatencyCost', 'Term']
 
@@ -187,42 +187,16 @@ class LatencyCost:
     Raises:
       ValueError: a mask does not have its group's shape.
     """
-    names = [name for name in self.sizes if name in masks]
-    check_shapes({name: masks[name] for name in names}, self.sizes)
-    if not names:
+    kept = kept_shares({name: masks[name] for name in self.sizes if name in masks}, self.sizes)
+    if not kept:
       return jnp.ones(())
-    dtype = jnp.result_type(jnp.float32, *(masks[name] for name in names))
-    kept = [jnp.sum(jnp.asarray(masks[name], dtype)) for name in names]
-    widths = self._widths(names, jnp.stack([*kept, jnp.ones((), dtype)]))
-    value = jnp.asarray(self._constant / max(self.total, 1), dtype)
-    for block in self._blocks:
-      value = value + block.share(widths)
-    return value
-
-  @cached_property
-  def _variables(self) -> list[Polynomial]:
-    """The widths of all terms; equal ones may occur several times."""
-    return [width for term in self.terms for width in term.widths]
-
-  @cached_property
-  def _constant(self) -> int:
-    return sum(term.curve.full for term in self.terms if not term.widths)
-
-  def _widths(self, names: list[str], kept: jax.Array) -> jax.Array:
-    """All widths, (variables,), from the kept counts of the groups `names` with a 1 behind."""
-    place = {name: i for i, name in enumerate(names)}
-    rows: list[tuple[int, Monomial, float]] = []
-    for row, width in enumerate(self._variables):
-      for monomial, factor in width.terms.items():
-        full = math.prod(self.sizes[name] for name in monomial if name not in place)
-        rows.append((row, tuple(n for n in monomial if n in place), float(factor * full)))
-    degree = max((len(monomial) for _, monomial, _ in rows), default=0)
-    value = jnp.asarray([factor for *_, factor in rows], kept.dtype)
-    for k in range(degree):
-      column = [place[m[k]] if k < len(m) else len(names) for _, m, _ in rows]
-      value = value * kept[np.asarray(column)]
-    owner = np.asarray([row for row, *_ in rows], int)
-    return jnp.zeros(len(self._variables), kept.dtype).at[owner].add(value)
+    widths = [width for term in self.terms for width in term.widths]  # equal ones occur repeatedly
+    owner = np.repeat(np.arange(len(widths)), [len(width.terms) for width in widths])
+    terms = soft_terms(widths, self.sizes, kept)
+    values = jnp.zeros(len(widths), terms.dtype).at[owner].add(terms)
+    constant = sum(term.curve.full for term in self.terms if not term.widths)
+    share = jnp.asarray(constant / max(self.total, 1), terms.dtype)
+    return sum((block.share(values) for block in self._blocks), share)
 
   @cached_property
   def _blocks(self) -> list[_Block]:

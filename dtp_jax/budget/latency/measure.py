@@ -8,7 +8,6 @@ beside it and subtracted: within one compiled program it is paid once, not per o
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 import platform
@@ -22,9 +21,9 @@ import numpy as np
 
 from dtp_jax.budget.latency.timing import interleaved
 from dtp_jax.graph.cost import Polynomial
-from dtp_jax.graph.graph import Bare
+from dtp_jax.graph.graph import Bare, Extent
 
-__all__ = ['Resizable', 'Shapes', 'device_name', 'grid', 'points_of', 'resizable', 'time_calls']
+__all__ = ['Resizable', 'Shapes', 'device_name', 'grid', 'resizable', 'time_calls']
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -100,18 +99,14 @@ class Call(NamedTuple):
 def resizable(bare: Bare, batch_size: int) -> Resizable:
   """An operator by its widths: equal dims are one, the batch is part of the fixed factors."""
   found: dict[frozenset[Any], tuple[int, Polynomial]] = {}
-  axes = []
-  for extents in bare.operands:
-    operand = []
-    for extent in extents:
-      which = []
-      for width in extent.widths:
-        key = frozenset(width.terms.items())
-        which.append(found.setdefault(key, (len(found), width))[0])
-      fixed = extent.fixed * (batch_size if extent.batched else 1)
-      operand.append((fixed, tuple(which)))
-    axes.append(tuple(operand))
-  return Resizable(bare.eqn, tuple(axes), tuple(width for _, width in found.values()))
+
+  def axis(extent: Extent) -> tuple[int, tuple[int, ...]]:
+    keys = [(frozenset(width.terms.items()), width) for width in extent.widths]
+    which = tuple(found.setdefault(key, (len(found), width))[0] for key, width in keys)
+    return extent.fixed * (batch_size if extent.batched else 1), which
+
+  axes = tuple(tuple(map(axis, extents)) for extents in bare.operands)
+  return Resizable(bare.eqn, axes, tuple(width for _, width in found.values()))
 
 
 def grid(full: Sequence[int], points: int) -> tuple[tuple[int, ...], ...]:
@@ -158,11 +153,6 @@ def device_name() -> str:
   if device.platform == 'cpu':
     return f'cpu {platform.machine()}, {os.cpu_count()} cores'
   return device.device_kind
-
-
-def points_of(knots: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
-  """All points of a grid, the last width fastest."""
-  return itertools.product(*knots)
 
 
 def _chunks(calls: Mapping[Any, Call]) -> Iterator[dict[Any, Call]]:

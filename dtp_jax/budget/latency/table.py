@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
-from dtp_jax.budget.latency.measure import device_name, grid, points_of, resizable, time_calls
+from dtp_jax.budget.latency.measure import device_name, grid, resizable, time_calls
 from dtp_jax.files import write_text
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial
@@ -89,19 +90,15 @@ class LatencyTable:
       raise ValueError(f'the graph has no operator that can be timed alone:\n{graph}')
     distinct = {p.signature: p for _, p in named}
     knots = {key: grid(p.full, points) for key, p in distinct.items()}
-    times, overhead = time_calls(
-      (
-        (p.operator, p.eqn, p.shapes(widths))
-        for key, p in distinct.items()
-        for widths in points_of(knots[key])
-      ),
-      repeats=repeats,
-    )
+    calls = {
+      key: [(p.operator, p.eqn, p.shapes(widths)) for widths in itertools.product(*knots[key])]
+      for key, p in distinct.items()
+    }
+    times, overhead = time_calls(itertools.chain(*calls.values()), repeats=repeats)
     curves = []
-    for key, p in distinct.items():
-      measured = [times[p.operator, p.shapes(widths)] for widths in points_of(knots[key])]
-      shape = tuple(map(len, knots[key]))
-      curves.append(Curve(knots[key], np.asarray(measured, np.int64).reshape(shape)))
+    for key, at in knots.items():
+      measured = [times[operator, shapes] for operator, _, shapes in calls[key]]
+      curves.append(Curve(at, np.asarray(measured, np.int64).reshape(*map(len, at))))
     place = {key: i for i, key in enumerate(distinct)}
     return cls(
       device=device_name(),
@@ -140,13 +137,7 @@ class LatencyTable:
       'overhead_ns': self.overhead,
       'groups': dict(self.groups),
       'operators': [
-        {
-          'name': o.name,
-          'primitive': o.primitive,
-          'curve': o.curve,
-          'widths': [[[list(names), n] for names, n in w.terms.items()] for w in o.widths],
-        }
-        for o in self.operators
+        {**o._asdict(), 'widths': [list(w.terms.items()) for w in o.widths]} for o in self.operators
       ],
       'curves': [{'knots': c.knots, 'measured_ns': c.measured.tolist()} for c in self.curves],
       'untimed': self.untimed,
@@ -168,8 +159,7 @@ class LatencyTable:
     """
     try:
       data = json.loads(pathlib.Path(path).read_text())
-      known = data['format'] == _FORMAT and data['version'] == _VERSION
-      if not known:
+      if (data['format'], data['version']) != (_FORMAT, _VERSION):
         raise ValueError(
           f'{path} is {data["format"]!r} version {data["version"]!r}; expected {_FORMAT!r} version '
           f'{_VERSION}. Measure it anew.'
@@ -203,10 +193,8 @@ class LatencyTable:
       f'{len(self.operators)} operators on {self.device}, batch size {self.batch_size}',
       f'{"operator":{width}}  {"primitive":20}  {"full, ns":>12}  {"half, ns":>12}  {"half":>5}',
     ]
-    rows = [(o.name, o.primitive) for o in self.operators]
-    for (name, primitive), f, h in zip(
-      [*rows, ('sum', '')], [*full, sum(full)], [*half, sum(half)], strict=True
-    ):
+    rows = [(o.name, o.primitive, f, h) for o, f, h in zip(self.operators, full, half, strict=True)]
+    for name, primitive, f, h in (*rows, ('sum', '', sum(full), sum(half))):
       lines.append(f'{name:{width}}  {primitive:20}  {f:>12,}  {h:>12,}  {h / max(f, 1):>4.0%}')
     if self.untimed:
       lines.append(f'not timed, in the body of a loop: {", ".join(self.untimed)}')
