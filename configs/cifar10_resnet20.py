@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10, pruned to 10 % of its weights by DTP.
 
-Paper: He et al. 2016 (recipe of the network); Li et al., ICCV 2023 (method, our start and ramp).
+Paper: He et al. 2016 (recipe of the network); Li et al., ICCV 2023 (method, our default).
 Command: python -m dtp_jax.data.prepare cifar10
          python -m experiments.train --config=configs/cifar10_resnet20.py --workdir=runs/cifar10
 Hardware: one GPU. Time and expected result: not run in full; one epoch was, to show the path works.

@@ -68,7 +68,7 @@ def get_config() -> Any:
   config.stages.soft = 10.0  # weights and soft masks together
   config.stages.hard = 10.0  # fine-tuning under the hard mask
 
-  # The optimizer of the weights, and Adam on the scores.
+  # The optimizer of the weights; scores have their method's own, or else Adam.
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'  # sgd, adamw
   config.optimizer.learning_rate = 0.1  # dense stage
@@ -81,7 +81,7 @@ def get_config() -> Any:
   config.optimizer.nesterov = True  # of sgd
   config.optimizer.weight_decay = 5e-4  # kernels only
   config.optimizer.label_smoothing = 0.0  # share of the target that is spread over the classes
-  config.optimizer.score_learning_rate = 1e-3  # Adam on scores that are learned (preset='paper')
+  config.optimizer.score_learning_rate = 1e-3  # of Adam, where scores are learned (preset='paper')
 
   # What is written while it runs.
   config.log_every = 50  # steps between fetches of the metrics

@@ -9,8 +9,9 @@ Command: python -m dtp_jax.data.prepare fashion_mnist
          python -m experiments.sweep --config=configs/first_table.py --workdir=runs/first_table
            --seeds=3 --processes=2
 Hardware: 2 CPU cores. Time: 92 minutes for 282 runs, two at a time, beside other work.
-Expected result: see the tables in README.md. DTP is level with gradual magnitude on weights to 5 %
-and behind the best baseline on channels; PDP, straight-through and random break down in places.
+Expected result: the tables in README.md are those of 0.1.0, whose default rule of DTP was another,
+without fisher and lamp. There DTP was level with gradual magnitude on weights to 5 % and behind the
+best baseline on channels; PDP, straight-through and random broke down in places.
 """
 
 import itertools

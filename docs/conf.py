@@ -22,6 +22,13 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'compiled'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+# Their kernels listen on this machine only and need not warn of missing encryption, once a page.
+os.environ['IPYTHONDIR'] = str(CACHE / 'ipython')
+PROFILE = CACHE / 'ipython/profile_default'
+PROFILE.mkdir(parents=True, exist_ok=True)
+PROFILE.joinpath('ipython_kernel_config.py').write_text(
+  "get_config().IPKernelApp.log_level = 'ERROR'\n"
+)
 
 from sphinx.domains.python import PyObject  # noqa: E402
 

@@ -34,7 +34,7 @@ class Moment(NamedTuple):
 
   Attributes:
     magnitudes: importance of the present weights, >= 0, (n,) or (rows, n); differentiable.
-    scores: trained scores, of the same shape; zeros for a method that learns none.
+    scores: of the same shape, as `Pruner.optimizer` moved them; zeros for a method without.
     state: log-odds of the step before, of the same shape.
     keep: the fraction of the budget's unit to keep now, rho_t.
     step: soft step, 0 for the first.
@@ -56,9 +56,9 @@ class Pruner(NamedTuple):
   """A pruning method on the elements of one network: pure functions, no state of its own.
 
   What it needs from step to step is in `extra`, two flat collections keyed by the names of the
-  elements: 'scores', to be trained beside the weights (empty for a method that learns only
-  weights), and 'transport', the log-odds that rank the elements. What is hardened is what was last
-  ranked, also after the weights have moved on.
+  elements: 'scores', moved beside the weights by `optimizer` (empty for a method without), and
+  'transport', the log-odds that rank the elements. What is hardened is what was last ranked, also
+  after the weights have moved on.
 
   `params` is the tree the elements were named from: what was traced, or the entry of it that holds
   the parameters (Linen's `variables['params']`); for `dtp_jax.weights` and its like, the tree they
