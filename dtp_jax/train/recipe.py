@@ -61,7 +61,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   variables = jax.eval_shape(initialise, keys[0], images)
   elements = build_elements(config, model, variables, images)
   pruner = build_pruner(config, elements, stages)
-  tx = build_optimizer(config, stages, pruner)
+  tx = build_optimizer(config, stages, pruner.score_optimizer)
 
   @jax.jit
   def start(keys, variables):
@@ -158,7 +158,7 @@ def build_budget(config: Config) -> Budget:
 
 
 def build_optimizer(
-  config: Config, stages: Stages, pruner: methods.Pruner
+  config: Config, stages: Stages, scores: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """SGD or AdamW on the weights; on the scores what their method brings, else Adam."""
   o = config.optimizer
@@ -179,7 +179,7 @@ def build_optimizer(
   }
   weights = _choose(builders, 'optimizer.name', o.name)()
   # Adam, since its step is free of the scale of the scores.
-  scores = pruner.score_optimizer or optax.adam(o.score_learning_rate)
+  scores = scores or optax.adam(o.score_learning_rate)
   return partitioned(weights, scores, learn_scores=stages.is_soft)
 
 

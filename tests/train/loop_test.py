@@ -100,17 +100,18 @@ def test_all_rows_fork_where_the_dense_stage_ends(finished):
 
 
 @pytest.mark.once
-def test_a_run_alone_trains_its_own_dense_stage_and_is_the_same_run(finished, tmp_path):
+def test_a_run_alone_trains_its_own_dense_stage_and_a_fork_of_it_is_the_same_run(tmp_path):
   """Scores must learn in a fork as they do in the whole run: its optimizer starts late."""
-  workdir, summaries = finished
   config = tiny_config()
   config.baselines = ()
   (run,) = runs = sweep.with_baselines(config)
   assert run == sweep.Run('.', config, None)
-  alone = runner.run_here(runs, tmp_path)['.']
-  assert {**alone, 'seconds': 0} == {**summaries['.'], 'seconds': 0}
-  assert [r['step'] for r in _records(tmp_path, 'train')] == list(range(1, 3 * STEPS + 1))
-  ours, theirs = _arrays(tmp_path / 'pruned.npz'), _arrays(workdir / 'pruned.npz')
+  alone = runner.run_here(runs, tmp_path / 'alone')['.']
+  assert [r['step'] for r in _records(tmp_path / 'alone', 'train')] == list(range(1, 3 * STEPS + 1))
+  forked = loop.train_and_evaluate(config, tmp_path / 'forked', fork=tmp_path / 'alone')
+  assert {**alone, 'seconds': 0} == {**forked, 'seconds': 0}
+  assert _records(tmp_path / 'forked', 'train')[0]['step'] == STEPS + 1
+  ours, theirs = _arrays(tmp_path / 'alone/pruned.npz'), _arrays(tmp_path / 'forked/pruned.npz')
   for name in theirs:
     np.testing.assert_array_equal(ours[name], theirs[name])
 

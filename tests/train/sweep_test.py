@@ -195,6 +195,6 @@ def test_processes_must_be_positive(tmp_path):
 
 def test_the_first_table_has_the_cells_it_says():
   names = [name for name, _ in first_table.get_sweep()]
-  assert len(names) == 2 * 3 * (7 + 8)
+  assert len(names) == 2 * 3 * (10 + 10)
   assert len(list(first_table.get_sweep('crossed'))) == len(names)
   assert 'fashion_mnist/resnet8/channels/0.15/l1_uniform' in names
