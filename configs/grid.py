@@ -11,6 +11,7 @@ from typing import Any
 
 from configs import default
 from configs.arguments import parse
+from dtp_jax import methods
 
 __all__ = [
   'Budgets',
@@ -27,15 +28,7 @@ __all__ = [
 
 Budgets = Mapping[tuple[str, str], Collection[float]]
 
-_LEARNED = (
-  'transportation',
-  'magnitude',
-  'gradual_magnitude',
-  'fisher',
-  'straight_through',
-  'spartan',
-  'pdp',
-)
+_NOT_FOR_CHANNELS = ('dense', 'random', 'lamp')  # random stands at uniform width instead
 # The rule of the paper alone: scores trained by their gradient, no ramp, no deadline.
 _PAPER = {'method': 'transportation', 'methods': {'transportation': {'preset': 'paper'}}}
 _FIELDS = {
@@ -50,17 +43,19 @@ _FIELDS = {
 
 
 def weights_rows() -> dict[str, dict]:
-  """Every method that fits single weights, {row: the config fields it changes}."""
-  return {name: {'method': name} for name in (*_LEARNED, 'lamp', 'random')} | {'paper': _PAPER}
+  """Every registered method, {row: the config fields it changes}."""
+  rows = {name: {'method': name} for name in methods.METHODS if name != 'dense'}
+  return rows | {'paper': _PAPER}
 
 
 def channels_rows() -> dict[str, dict]:
-  """Every method that fits channels under one budget.
+  """Every registered method that fits channels under one budget.
 
   Random and L1 stand at uniform width: a random global choice only loses by its widths.
   """
   uniform = {'scope': 'layer', 'importance': 'l1'}
-  rows = {name: {'method': name, 'prune': {'scope': 'global'}} for name in _LEARNED}
+  fitting = [name for name in methods.METHODS if name not in _NOT_FOR_CHANNELS]
+  rows = {name: {'method': name, 'prune': {'scope': 'global'}} for name in fitting}
   return rows | {
     'paper': {**_PAPER, 'prune': {'scope': 'global'}},
     'l1_uniform': {'method': 'magnitude', 'prune': dict(uniform)},
@@ -92,8 +87,8 @@ def read(arg: str, budgets: Budgets, **more: Any) -> SimpleNamespace:
     ValueError: as `arguments.parse`, or no pair is left.
   """
   granularities, kinds = (('', *dict.fromkeys(names)) for names in zip(*budgets, strict=True))
-  methods = ('', *channels_rows() | weights_rows())
-  choice = parse(arg, granularity=granularities, budget=kinds, keep=0.0, method=methods, **more)
+  rows = ('', *channels_rows() | weights_rows())
+  choice = parse(arg, granularity=granularities, budget=kinds, keep=0.0, method=rows, **more)
   asked = (choice.granularity, choice.budget)
   choice.cells = [
     cell for cell in budgets if all(a in ('', b) for a, b in zip(asked, cell, strict=True))

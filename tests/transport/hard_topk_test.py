@@ -83,6 +83,7 @@ def test_vmap_is_the_batch():
 _LARGE = 2**24 + 3  # float32 cannot count this far
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('k', [1, 2**24 + 1])
 def test_large_counts_are_exact_among_ties(k):
   mask = np.asarray(transport.hard_topk(jnp.zeros(_LARGE), k=k))
@@ -90,6 +91,7 @@ def test_large_counts_are_exact_among_ties(k):
   assert not mask[k:].any()
 
 
+@pytest.mark.once
 def test_large_counts_are_exact_among_a_few_levels():
   scores = np.arange(_LARGE) % 3
   k = 2**23 + 1  # all of level 2, then a part of level 1 in the order of the index

@@ -80,6 +80,7 @@ def _central_differences(f, x, h=1e-6):
 _FAMILIES = {'weights': _MASSES}, {'cost': _LINEAR}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('keep', [0.0, 0.03, 0.4, 0.97, 1.0])
 def test_a_linear_cost_is_weighted_transport(x64, keep):
   z, target = 3 * _normal(_N), _normal(_N, seed=1)
@@ -100,6 +101,7 @@ def test_a_linear_cost_is_weighted_transport(x64, keep):
     np.testing.assert_allclose(priced[name], expected, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('projection', ['sinkhorn', 'exact'])
 @pytest.mark.parametrize('ceiling', [None, 1.0, 0.05])
 def test_a_linear_cost_takes_the_weighted_proximal_steps(x64, ceiling, projection):
