@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from dtp_jax import transport
 from dtp_jax.budget import Budget, Resolved, resolve
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph, shrink
@@ -20,6 +21,7 @@ __all__ = [
   'Rule',
   'Schedule',
   'Start',
+  'at_rest',
   'bundle',
   'keep_at',
   'standardised',
@@ -212,6 +214,12 @@ def keep_at(problem: Problem, overall: Any, target: float) -> Any:
   if target >= 1:
     return 1.0
   return 1 - (1 - problem.keep) * (1 - overall) / (1 - target)
+
+
+def at_rest(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+  """A start that knows nothing: scores 0, and the log-odds of the uniform plan."""
+  rest = {name: transport.init(x) for name, x in magnitudes.items()}
+  return rest, rest
 
 
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:

@@ -4,13 +4,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from dtp_jax import transport
 from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.baselines import gradual_magnitude
 from dtp_jax.methods.evidence import log_importance, probed, second_moment
-from dtp_jax.methods.pruner import Moment, Pruner, Schedule, bundle
+from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
 from dtp_jax.methods.ramp import ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Params, Prunable, channels
@@ -81,10 +80,6 @@ def fisher(
     raise ValueError(f'wait is {wait}; expected a share of the soft stage in [0, 1).')
   begin = ramp_steps(steps, wait)
 
-  def start(magnitudes: Named) -> tuple[Named, Named]:
-    rest = {name: transport.init(x) for name, x in magnitudes.items()}
-    return rest, rest
-
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     size, evidence = lax.stop_gradient((now.magnitudes, now.scores))
     ranking = log_importance(size, evidence, problem.prices(now.state), share=1.0)
@@ -94,7 +89,7 @@ def fisher(
   def way(target: float) -> Schedule:
     return optax.polynomial_schedule(1.0, target, 3, max(1, steps - begin), begin)
 
-  pruner = bundle(elements, budget, start=start, rule=rule, ramp=way)
+  pruner = bundle(elements, budget, start=at_rest, rule=rule, ramp=way)
   return pruner._replace(score_optimizer=second_moment(decay))
 
 

@@ -12,14 +12,12 @@ from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import log_importance, probed, second_moment
-from dtp_jax.methods.pruner import Moment, Pruner, Schedule, bundle
+from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
 from dtp_jax.methods.ramp import cubic, ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
 __all__ = ['evidential', 'proximal', 'transportation']
-
-Named = dict[str, Array]
 
 # A plan is a matter of the ranking and of the softness asked for: at this epsilon it is at rest by
 # itself, and the gain that meets the softness does the rest.
@@ -127,7 +125,7 @@ def evidential(
     )
     return probed(mask, now.scores), log_odds
 
-  pruner = bundle(elements, budget, start=_at_rest, rule=rule, ramp=cubic(steps, ramp, initial=0.9))
+  pruner = bundle(elements, budget, start=at_rest, rule=rule, ramp=cubic(steps, ramp, initial=0.9))
   return pruner._replace(score_optimizer=second_moment(decay))
 
 
@@ -171,9 +169,4 @@ def proximal(
       projection=projection,
     )
 
-  return bundle(elements, budget, start=_at_rest, rule=rule)
-
-
-def _at_rest(magnitudes: Named) -> tuple[Named, Named]:
-  rest = {name: transport.init(x) for name, x in magnitudes.items()}
-  return rest, rest
+  return bundle(elements, budget, start=at_rest, rule=rule)

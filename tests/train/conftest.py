@@ -1,8 +1,5 @@
 """One finished run of the real main job in miniature, shared by the tests of the training loop."""
 
-import os
-
-import jax
 import pytest
 
 from configs import mnist_lenet
@@ -20,17 +17,6 @@ def tiny_config():
   config.log_every = 2
   config.baselines = ('dense', 'magnitude')
   return config
-
-
-@pytest.fixture(scope='session', autouse=True)
-def compiled(tmp_path_factory):
-  """Runs of one config compile once: resumed and forked ones find the program here."""
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    yield
-    return
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-  yield
-  jax.config.update('jax_compilation_cache_dir', None)
 
 
 @pytest.fixture(scope='session')
