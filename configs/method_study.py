@@ -36,7 +36,7 @@ IMAGES = {'fashion_mnist': 55_000, 'cifar10': 45_000}  # left to train on
 
 def get_config(arg: str = '') -> Any:
   """One point: data, granularity."""
-  choice = parse(arg, data=DATA, granularity=GRANULARITIES)
+  choice = parse(arg, data=DATA, granularity=GRANULARITIES, keep=0.0, row='')
   config = default.get_config()
   config.model.update(NETS[choice.granularity])
   config.data.update({'name': choice.data, 'validation': 5000, 'batch_size': 128})
