@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from dtp_jax.transport import checks
 
-__all__ = ['hard_topk']
+__all__ = ['hard_topk', 'ordered_bits']
 
 
 def hard_topk(scores: ArrayLike, k: ArrayLike) -> Array:
@@ -39,7 +39,7 @@ def hard_topk(scores: ArrayLike, k: ArrayLike) -> Array:
 
 @jax.jit
 def _hard_topk(scores: Array, k: Array) -> Array:
-  keys = _ordered_bits(scores)
+  keys = ordered_bits(scores)
   threshold = _kth_largest(keys, k)
   above = keys > threshold
   tied = keys == threshold
@@ -50,7 +50,7 @@ def _hard_topk(scores: Array, k: Array) -> Array:
   return above | (tied & (order >= _kth_largest(order, missing)) & (missing > 0))
 
 
-def _ordered_bits(x: Array) -> Array:
+def ordered_bits(x: Array) -> Array:
   """Unsigned integers in the order of the floats x; -0.0 is 0.0 and NaN is below -inf."""
   unsigned = jnp.dtype(f'uint{x.dtype.itemsize * 8}')
   bits = lax.bitcast_convert_type(x, unsigned)
