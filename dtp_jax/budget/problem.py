@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array, lax
 
 from dtp_jax import transport
-from dtp_jax.budget.rounding import Cost, round_to_budget
+from dtp_jax.budget import rounding, rounding_traced
+from dtp_jax.budget.rounding import Cost
 
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 
@@ -86,6 +87,10 @@ class CountProblem(NamedTuple):
     """`transport.proximal_step`."""
     return transport.proximal_step(scores, state, keep=keep, **options)
 
+  def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
+    """`transport.anneal`."""
+    return transport.anneal(scores, state, keep=keep, ceiling=ceiling)
+
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no element apart: 4 rho (1 - rho)."""
     return 4 * jnp.asarray(keep) * (1 - jnp.asarray(keep))
@@ -137,16 +142,20 @@ class CostProblem:
     return _split(flat, tuple(self.sizes), tuple((size,) for size in self.sizes.values()))
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
-    """The rounding of `round_to_budget`, on the host; under jit as a callback.
-
-    Exact integers need the host: costs exceed what int32 holds.
-    """
+    """The rounding of `round_to_budget`: on the host, and traced in integers under jit."""
     keep = self.keep if keep is None else keep
-    ranking = lax.stop_gradient(ranking)  # a callback has no derivative
-    if isinstance(ranking, jax.core.Tracer) or isinstance(keep, jax.core.Tracer):
-      shape = jax.ShapeDtypeStruct(jnp.shape(ranking), bool)
-      return jax.pure_callback(self._hard_at, shape, ranking, jnp.asarray(keep, jnp.float32))
-    return jnp.asarray(self._hard_at(ranking, keep))
+    ranking = lax.stop_gradient(ranking)
+    if not (isinstance(ranking, jax.core.Tracer) or isinstance(keep, jax.core.Tracer)):
+      limit = self.limit if self._ended(keep) else rounding.limit_at(self.cost, keep)
+      return jnp.asarray(self._round(np.asarray(ranking), limit))
+    limit = jnp.where(
+      self._ended(keep),
+      rounding_traced.as_limbs(self.limit, self.cost),
+      rounding_traced.limit_at(self.cost, jnp.asarray(keep, jnp.float32)),
+    )
+    return rounding_traced.round_to_budget(
+      ranking, self.cost, limit, self.sizes, floors=self._floors
+    )
 
   def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
     """`transport.soft_topk` under the cost."""
@@ -158,6 +167,10 @@ class CostProblem:
     """`transport.proximal_step` under the cost."""
     share, degree = self._share, max(1, self.cost.degree)
     return transport.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
+
+  def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
+    """`transport.anneal` under the cost."""
+    return transport.anneal(scores, state, keep=keep, ceiling=ceiling, cost=self._share)
 
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no channel apart: 4 q (1 - q).
@@ -175,21 +188,16 @@ class CostProblem:
   def _share(self, mask: Array) -> Array:
     return self.cost.fraction(self.scatter(mask))
 
-  def _hard_at(self, ranking: Any, keep: Any) -> np.ndarray:
+  def _ended(self, keep: Any) -> Any:
     # A fraction that went through float32 must not move the final budget.
-    keep = float(np.asarray(keep))
-    final = keep <= self.keep + _RAMP_ROUNDING
-    limit = self.limit if final else min(int(keep * self.cost.total), self.cost.total)
-    return self._round(np.asarray(ranking), limit)
+    return jnp.asarray(keep, jnp.float32) <= np.float32(self.keep + _RAMP_ROUNDING)
+
+  @property
+  def _floors(self) -> dict[str, int]:
+    return {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
 
   def _round(self, ranking: Any, limit: int) -> np.ndarray:
-    masks = round_to_budget(
-      self.scatter(ranking),
-      self.cost,
-      limit,
-      min_keep=self.min_keep,
-      multiple_of=self.multiple_of,
-    )
+    masks = rounding.round_to_budget(self.scatter(ranking), self.cost, limit, **self._floors)
     return np.concatenate(list(masks.values()))
 
 
@@ -199,9 +207,8 @@ Problem: TypeAlias = CountProblem | CostProblem  # what a method is written for
 def _split(
   flat: Any, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> dict[str, Any]:
-  arrays, start = {}, 0
-  for name, shape in zip(names, shapes, strict=True):
-    stop = start + math.prod(shape)
-    arrays[name] = flat[start:stop].reshape(shape)
-    start = stop
-  return arrays
+  if isinstance(flat, np.ndarray):
+    parts = np.split(flat, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+  else:  # not slices: the transpose of those is a sum of as many arrays of the whole size
+    parts = lax.split(flat, [math.prod(shape) for shape in shapes])
+  return {n: part.reshape(s) for n, s, part in zip(names, shapes, parts, strict=True)}

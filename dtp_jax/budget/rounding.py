@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-__all__ = ['Cost', 'round_to_budget']
+__all__ = ['PARTS', 'Cost', 'Widths', 'limit_at', 'round_to_budget']
+
+PARTS = 2**24  # of a whole: kept fractions on a ramp are rounded down to it, as float32 holds them
 
 Counts = Mapping[str, int]
 
@@ -67,7 +69,7 @@ def round_to_budget(
   Raises:
     ValueError: a limit below the cost of the floors; the message names both.
   """
-  widths = _Widths({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
+  widths = Widths({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
   sizes = list(widths.sizes.values())
   flat = np.concatenate([np.asarray(z, np.float64) for z in ranking.values()])
   order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind='stable')
@@ -91,7 +93,13 @@ def round_to_budget(
   return dict(zip(counts, np.split(kept, np.cumsum(sizes)[:-1]), strict=True))
 
 
-class _Widths(NamedTuple):
+def limit_at(cost: Cost, keep: Any) -> int:
+  """The largest cost within a kept fraction in float32: floor(keep 2^24) / 2^24 of the total."""
+  parts = int(np.clip(np.float32(keep), 0, 1) * np.float32(PARTS))
+  return parts * cost.total // PARTS
+
+
+class Widths(NamedTuple):
   """The counts that groups of some `sizes` may have: multiples, or the whole group."""
 
   sizes: Counts
