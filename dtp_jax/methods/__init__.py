@@ -12,7 +12,8 @@ from dtp_jax.methods.baselines import (
 from dtp_jax.methods.pruner import Extra, Moment, Pruner, bundle, standardised
 from dtp_jax.methods.ramp import cubic, cubic_ramp
 from dtp_jax.methods.registry import METHODS, build, one_shot, options_of, register
-from dtp_jax.methods.saliency import fisher, lamp
+from dtp_jax.methods.saliency import fisher, lamp, taylor
+from dtp_jax.methods.sparse_training import acdc, greg, rigl
 from dtp_jax.methods.transportation import evidential, proximal, transportation
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
   'Extra',
   'Moment',
   'Pruner',
+  'acdc',
   'build',
   'bundle',
   'cubic',
@@ -28,6 +30,7 @@ __all__ = [
   'evidential',
   'fisher',
   'gradual_magnitude',
+  'greg',
   'lamp',
   'magnitude',
   'one_shot',
@@ -36,8 +39,10 @@ __all__ = [
   'proximal',
   'random',
   'register',
+  'rigl',
   'spartan',
   'standardised',
   'straight_through',
+  'taylor',
   'transportation',
 ]
