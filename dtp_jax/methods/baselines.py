@@ -193,7 +193,7 @@ def pdp(
   *,
   steps: int,
   ramp: float = 0.8,
-  temperature: float = 0.01,
+  temperature: float = 0.1,
 ) -> Pruner:
   """Parameter-free differentiable pruning (Cho et al. 2023, arXiv:2305.11203).
 
@@ -205,7 +205,8 @@ def pdp(
     budget: how much to keep.
     steps: length of the soft stage in steps, >= 1.
     ramp: share of it until the budget is reached, in [0, 1].
-    temperature: tau in units of the mean of w^2, > 0 (ours: the paper's is absolute).
+    temperature: tau in units of t^2, > 0. The paper's is absolute; in units of the threshold the
+      derivative near it, 2 w^2 / tau, is the same at all sizes of weights and all budgets.
 
   Returns:
     A Pruner without scores.
@@ -224,8 +225,7 @@ def pdp(
     smallest = jnp.min(fixed, axis=-1, keepdims=True, where=kept, initial=jnp.inf)
     largest = jnp.max(fixed, axis=-1, keepdims=True, where=~kept, initial=0.0)
     threshold = jnp.where(jnp.isinf(smallest), largest, 0.5 * (smallest + largest))
-    tau = temperature * jnp.mean(fixed**2, axis=-1, keepdims=True)
-    tau = tau + jnp.finfo(tau.dtype).tiny
+    tau = temperature * threshold**2 + jnp.finfo(threshold.dtype).tiny
     mask = jax.nn.sigmoid((now.magnitudes**2 - threshold**2) / tau)
     return mask, _state(now.magnitudes)
 

@@ -62,6 +62,12 @@ ROWS: dict[str, Row] = {
   'ramp0.7': Row('transportation', {'ramp': 0.7}),
   'deadline0.6': Row('transportation', {'deadline': 0.6}),
   'long_early': Row('transportation', {'deadline': 0.5, 'ramp': 0.25}, soft=0.5),
+  'dense1': Row('variant', {'dense': 1.0}),
+  'dense0.3': Row('variant', {'dense': 0.3}),
+  'dense1_derivative0': Row('variant', {'dense': 1.0, 'derivative': 0.0}),
+  'initial1': Row('variant', {'initial': 1.0, 'ramp': 0.8}),
+  'start0.3': Row('variant', {'start': 0.3}),
+  'spartan_dual': Row('dual_spartan'),
   'ours_bn': Row('transportation', elements={'importance': 'bn'}),
   'spartan_bn': Row('spartan', elements={'importance': 'bn'}),
   # Further baselines.
@@ -78,7 +84,7 @@ ROWS: dict[str, Row] = {
   **{f'gradual_ramp{r}': Row('gradual_magnitude', {'ramp': r}) for r in (0.4, 0.6, 1.0)},
   **{f'fisher_wait{w}': Row('fisher', {'wait': w}) for w in (0.3, 0.5)},
   'fisher_wait0.3_decay0.99': Row('fisher', {'wait': 0.3, 'decay': 0.99}),
-  **{f'pdp_t{t}': Row('pdp', {'temperature': t}) for t in (0.1, 1.0)},
+  **{f'pdp_t{t}': Row('pdp', {'temperature': t}) for t in (0.03, 0.3, 1.0)},
   **{f'straight_through_{k}': r for k, r in _scores('straight_through').items()},
   **{f'paper_{k}': r for k, r in _scores('transportation', preset='paper').items()},
   **{

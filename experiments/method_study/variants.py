@@ -19,7 +19,7 @@ from dtp_jax.methods.evidence import log_importance, probed, second_moment
 from dtp_jax.methods.pruner import at_rest
 from dtp_jax.prunable import Masks, Params, Prunable
 
-__all__ = ['corrected', 'scheduled_spartan', 'variant']
+__all__ = ['corrected', 'dual_spartan', 'scheduled_spartan', 'variant']
 
 Elements = Graph | Prunable
 _TINY = 1e-30
@@ -59,6 +59,7 @@ def variant(
   priced: bool = True,
   derivative: float = 1.0,
   handover: float = 0.0,
+  dense: float = 0.0,
 ) -> Pruner:
   """`methods.evidential` with what it holds fixed as options.
 
@@ -77,6 +78,7 @@ def variant(
     priced: whether the evidence is per cost.
     derivative: factor of the derivative of the importance.
     handover: last share of the soft stage in which the mask moves linearly to its own hard form.
+    dense: how far the gradient of the weights passes straight through the mask.
 
   Returns:
     A Pruner.
@@ -92,11 +94,42 @@ def variant(
     mask, log_odds = _planned(problem, now, importance, jnp.maximum(floor, left))
     if handover:
       mask = _handed_over(problem, mask, log_odds, now, (now.step - begin + 1) / (steps - begin))
+    if dense:
+      mask = mask + dense * lax.stop_gradient(1 - mask) * _grown(now.magnitudes)
     return probed(mask, now.scores), log_odds
 
   ramped = cubic(steps, ramp, initial=initial)
   pruner = bundle(elements, budget, start=at_rest, rule=rule, ramp=ramped)
   return pruner._replace(score_optimizer=second_moment(decay))
+
+
+@register
+def dual_spartan(
+  elements: Elements,
+  budget: Budget,
+  *,
+  steps: int,
+  ramp: float = 0.8,
+  beta: tuple[float, float] = (1.0, 20.0),
+) -> Pruner:
+  """Spartan with its dual averaging: the loss sees hard masks, the gradient passes as for soft ones.
+
+  The derivative of the pruned weight is that of its soft form, m_s + w dm_s/dw; of channels in
+  the direction of their norms.
+  """
+  sharpness = optax.linear_schedule(*beta, transition_steps=max(1, round(ramp * steps)))
+
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    scaled = now.magnitudes / lax.stop_gradient(jnp.std(now.magnitudes))
+    soft = problem.soft(scaled, keep=now.keep, epsilon=2 / sharpness(now.step))
+    fixed, ranking = lax.stop_gradient((soft, now.magnitudes))
+    hard = problem.hard(ranking, now.keep).astype(soft.dtype)
+    return hard + (soft - fixed) + (fixed - hard) * _grown(now.magnitudes), ranking
+
+  def start(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    return {}, magnitudes
+
+  return bundle(elements, budget, start=start, rule=rule)
 
 
 @register
@@ -164,6 +197,12 @@ def _handed_over(problem: Problem, mask: Array, log_odds: Array, now: Moment, pa
     lambda: lax.stop_gradient(mask),
   )
   return (1 - part) * mask + part * hard
+
+
+def _grown(magnitudes: Array) -> Array:
+  """0 with the derivative of log |w|, so that (1 + it) |w| has twice the derivative of |w|."""
+  log = jnp.log(jnp.maximum(magnitudes, jnp.finfo(magnitudes.dtype).tiny ** 0.5))
+  return log - lax.stop_gradient(log)
 
 
 def _squared(s: Array) -> Array:

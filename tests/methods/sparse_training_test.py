@@ -1,5 +1,7 @@
 """How elements leave and return: phases, a growing penalty, exchanges."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ def test_greg_shrinks_the_smallest_and_them_alone(params):
   pruner = methods.greg(dtp.weights(params), dtp.Budget(8), steps=STEPS, ramp=1.0)
   history, extra = _steps(pruner, params, jnp.sum)
   largest = _largest(params['w'], 8)
-  for before, after in zip(history[:-1], history[1:], strict=True):
+  for before, after in itertools.pairwise(history):
     assert np.all(after[largest] == 1)
     assert np.all(after[~largest] < before[~largest])
   np.testing.assert_allclose(history[-1][~largest], np.exp(-0.5 * 3.5**2), rtol=1e-4)
