@@ -112,7 +112,7 @@ def dual_spartan(
   ramp: float = 0.8,
   beta: tuple[float, float] = (1.0, 20.0),
 ) -> Pruner:
-  """Spartan with its dual averaging: the loss sees hard masks, the gradient passes as for soft ones.
+  """Spartan with its dual averaging: a loss of hard masks, a gradient as of soft ones.
 
   The derivative of the pruned weight is that of its soft form, m_s + w dm_s/dw; of channels in
   the direction of their norms.
