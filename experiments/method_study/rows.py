@@ -68,6 +68,13 @@ ROWS: dict[str, Row] = {
   'initial1': Row('variant', {'initial': 1.0, 'ramp': 0.8}),
   'start0.3': Row('variant', {'start': 0.3}),
   'spartan_dual': Row('dual_spartan'),
+  **_softs('derivative0.3', Row('variant', {'derivative': 0.3})),
+  **_softs('derivative0', Row('variant', {'derivative': 0.0})),
+  'both_soft0.5': Row('variant', {'derivative': 0.3, 'floor': 0.1}, soft=0.5),
+  **{
+    f'derivative0.3_share{x}_soft0.5': Row('variant', {'derivative': 0.3, 'share': x}, soft=0.5)
+    for x in (0.0, 0.25, 0.75, 1.0)
+  },
   'ours_bn': Row('transportation', elements={'importance': 'bn'}),
   'spartan_bn': Row('spartan', elements={'importance': 'bn'}),
   # Further baselines.
