@@ -22,16 +22,24 @@ __all__ = ['BEDS', 'Bed', 'Spec', 'apply', 'cross_entropy', 'optimizer']
 _DENSE_BATCH = 128
 _CROP = 2  # pixels of padding
 _AT_A_TIME = 500  # images of an evaluation step
-VALIDATION = 5000  # training images held out, whatever split is evaluated
 
 
 class Spec(NamedTuple):
-  """A bed: data set, granularity, steps of the dense stage, steps of the soft and hard ones."""
+  """A bed.
+
+  Attributes:
+    data: name of the data set.
+    granularity: 'channels' of a ResNet-8 or 'weights' of LeNet-5.
+    dense_steps: steps of the dense stage, of 128 images.
+    steps: steps of the soft and the hard stage together, of 64 images.
+    validation: training images held out from training, whatever split is evaluated.
+  """
 
   data: str
   granularity: str
   dense_steps: int
   steps: int
+  validation: int = 5000
 
   @property
   def dense_rate(self) -> float:
@@ -66,7 +74,7 @@ class Bed:
     """`split` is what `evaluate` reads; `cache` keeps the dense networks."""
     self.spec, self._cache = spec, cache
     self._accuracy: dict[int, float] = {}
-    self._train, self._held_out = _data(spec.data, split)
+    self._train, self._held_out = _data(spec, split)
     shape = self._train['image'].shape[1:]
     if spec.granularity == 'channels':
       self.model: Any = models.CifarResNet(depth=8, width=12, stem_strides=2, num_classes=10)
@@ -87,7 +95,7 @@ class Bed:
 
   def batches(self, size: int, *, seed: int, stream: int) -> Iterator[tuple[Any, Any]]:
     """Endless (images uint8, labels): crops of the padded image, mirrored for CIFAR."""
-    windows, labels = _windows(self.spec.data), self._train['label']
+    windows, labels = _windows(self.spec), self._train['label']
     rng = np.random.default_rng([seed, stream])
     for index in order.train_indices(len(labels), size, seed=1000 * seed + stream):
       dy, dx = rng.integers(0, 2 * _CROP + 1, (2, size))
@@ -111,7 +119,7 @@ class Bed:
     self, params: Any, stats: Any, images: jax.Array, *, train: bool
   ) -> tuple[jax.Array, Any]:
     """Of images uint8, and the statistics after them."""
-    constants = _constants(self.spec.data)
+    constants = _constants(self.spec)
     return self.forward(params, stats, normalise(images, *constants), train)
 
   def dense(self, seed: int) -> tuple[Any, Any]:
@@ -201,11 +209,10 @@ def _parts(variables: Any) -> tuple[Any, Any]:
   return variables['params'], variables.get('batch_stats', {})
 
 
-@functools.cache
-def _data(name: str, split: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _data(spec: Spec, split: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """The training images without the validation ones, and those that are evaluated."""
-  data = _loaded(name, VALIDATION)
-  return data.train, (data if split == 'validation' else _loaded(name, 0)).held_out
+  held_out = spec.validation if split == 'validation' else 0
+  return _loaded(spec.data, spec.validation).train, _loaded(spec.data, held_out).held_out
 
 
 @functools.cache
@@ -213,14 +220,14 @@ def _loaded(name: str, validation: int) -> Any:
   return load({'name': name, 'validation': validation})
 
 
-def _constants(name: str) -> tuple[Any, Any]:
-  data = _loaded(name, VALIDATION)
+def _constants(spec: Spec) -> tuple[Any, Any]:
+  data = _loaded(spec.data, spec.validation)
   return data.mean, data.std
 
 
 @functools.cache
-def _windows(name: str) -> np.ndarray:
+def _windows(spec: Spec) -> np.ndarray:
   """All crops of all padded training images, a view [N, 2 crop + 1, 2 crop + 1, C, H, W]."""
-  images = _loaded(name, VALIDATION).train['image']
+  images = _loaded(spec.data, spec.validation).train['image']
   padded = np.pad(images, ((0, 0), (_CROP, _CROP), (_CROP, _CROP), (0, 0)))
   return np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], axis=(1, 2))

@@ -24,11 +24,11 @@ def lenet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
     y = _conv(_blocks(x), _block_kernel(params[name]['kernel']), padding)
     quarters = jnp.split(y, 4, axis=-1)
     y = jnp.maximum(jnp.maximum(*quarters[:2]), jnp.maximum(*quarters[2:]))
-    x = jax.nn.relu(y + params[name]['bias'])
+    x = jax.nn.relu(y + _row(params[name]['bias'], 4))
   x = x.reshape(x.shape[0], -1)
   for name in ('fc1', 'fc2'):
-    x = jax.nn.relu(x @ params[name]['kernel'] + params[name]['bias'])
-  return x @ params['head']['kernel'] + params['head']['bias'], stats
+    x = jax.nn.relu(x @ params[name]['kernel'] + _row(params[name]['bias'], 2))
+  return x @ params['head']['kernel'] + _row(params['head']['bias'], 2), stats
 
 
 def resnet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
@@ -52,7 +52,7 @@ def resnet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
       place = place.setdefault(key, {})
     place[path[-1]] = now
     scale = p['scale'] * lax.rsqrt(var + _EPSILON)
-    return x * scale + (p['bias'] - mean * scale)
+    return x * _row(scale, 4) + _row(p['bias'] - mean * scale, 4)
 
   x = jax.nn.relu(norm(('bn1',), _conv(x, params['conv1']['kernel'], 'SAME', 2)))
   for stage in range(3):
@@ -64,7 +64,12 @@ def resnet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
     if stage:
       x = norm((name, 'shortcut_bn'), _conv(x, p['shortcut']['kernel'], 'SAME', 2))
     x = jax.nn.relu(x + y)
-  return x.mean((1, 2)) @ params['fc']['kernel'] + params['fc']['bias'], new
+  return x.mean((1, 2)) @ params['fc']['kernel'] + _row(params['fc']['bias'], 2), new
+
+
+def _row(x: Array, rank: int) -> Array:
+  """(C,) with axes in front, up to `rank`."""
+  return x.reshape((1,) * (rank - 1) + x.shape)
 
 
 def _conv(x: Array, kernel: Array, padding: Any = 'SAME', strides: int = 1) -> Array:
