@@ -3,6 +3,7 @@
 import functools
 import json
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from dtp_jax.budget import Budget
 from dtp_jax.methods import Pruner
 from experiments.method_study.beds import Bed, apply, cross_entropy, optimizer
 
-__all__ = ['Row', 'run']
+__all__ = ['Row', 'Searched', 'run', 'search']
 
 _BATCH = 64
 _RATE = 0.05
@@ -48,11 +49,28 @@ class Row(NamedTuple):
     return json.dumps(given, sort_keys=True)
 
 
-class _Soft(NamedTuple):
+class Searched(NamedTuple):
+  """The end of a soft stage.
+
+  Attributes:
+    params: the weights, none of them masked.
+    stats: the running statistics.
+    state: of the weights' optimizer.
+    soft: the last soft masks; None without a soft stage.
+    hard: the hard masks, as floats.
+    pruner: the method.
+    steps: how many there were.
+    batches: that come next.
+  """
+
+  params: Any
+  stats: Any
+  state: Any
+  soft: dict[str, jax.Array] | None
+  hard: dict[str, jax.Array]
   pruner: Pruner
-  tx: Any
   steps: int
-  step: Any
+  batches: Iterator[tuple[Any, Any]]
 
 
 def run(bed: Bed, keep: float, row: Row, seed: int) -> dict[str, Any]:
@@ -68,61 +86,49 @@ def run(bed: Bed, keep: float, row: Row, seed: int) -> dict[str, Any]:
     {'dense', 'soft_accuracy', 'hard_accuracy', 'accuracy': per cent of the held-out images, on the
     way of the first 1,000; 'achieved', 'requested', 'steps', 'cpu_seconds'}.
   """
-  params, stats = bed.dense(seed)
-  dense = bed.dense_accuracy(seed)
-  begin, steps = time.process_time(), bed.spec.steps
-  soft = _soft(bed, keep, row)
-  pruner = soft.pruner
-  extra = pruner.init(params)
-  trainable = {'params': params, 'scores': extra['scores']}
-  state, transport, masks = soft.tx.init(trainable), extra['transport'], None
-  batches = bed.batches(_BATCH, seed=seed, stream=1)
-  for t in range(soft.steps):
-    trainable, stats, state, transport, masks = soft.step(
-      trainable, stats, state, transport, jnp.int32(t), *next(batches)
-    )
-  params = trainable['params']
-  soft_accuracy = bed.evaluate(apply(bed, params, masks), stats, _GLANCE) if soft.steps else None
-  chosen = pruner.harden({'scores': trainable['scores'], 'transport': transport})
-  account = pruner.resolved.account(jax.tree.map(np.asarray, chosen))
-  hard = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), chosen)
-  hard_accuracy = bed.evaluate(apply(bed, params, hard), stats, _GLANCE)
-  state = _weights_state(state, params)
-  for _ in range(soft.steps, steps):
-    params, stats, state = bed.hard_step(params, stats, state, hard, *next(batches))
+  dense, begin = bed.dense_accuracy(seed), time.process_time()
+  found = search(bed, keep, row, seed)
+  params, stats, state, hard = found.params, found.stats, found.state, found.hard
+  glance = lambda masks: round(bed.evaluate(apply(bed, params, masks), stats, _GLANCE), 2)
+  soft_accuracy = '' if found.soft is None else glance(found.soft)
+  hard_accuracy = glance(hard)
+  for _ in range(found.steps, bed.spec.steps):
+    params, stats, state = bed.hard_step(params, stats, state, hard, *next(found.batches))
+  account = found.pruner.resolved.account(jax.tree.map(np.asarray, hard))
   return {
     'dense': round(dense, 2),
-    'soft_accuracy': '' if soft_accuracy is None else round(soft_accuracy, 2),
-    'hard_accuracy': round(hard_accuracy, 2),
+    'soft_accuracy': soft_accuracy,
+    'hard_accuracy': hard_accuracy,
     'accuracy': round(bed.evaluate(apply(bed, params, hard), stats), 2),
     'achieved': account.achieved,
     'requested': account.requested,
-    'steps': steps,
+    'steps': bed.spec.steps,
     'cpu_seconds': round(time.process_time() - begin, 1),
   }
 
 
-def _soft(bed: Bed, keep: float, row: Row) -> _Soft:
-  return _compiled(bed, keep, row.text, _Hashable(row))
-
-
-class _Hashable:
-  """A row that `functools.lru_cache` does not look into: its text is the key beside it."""
-
-  def __init__(self, row: Row):
-    self.row = row
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Hashable)
-
-  def __hash__(self) -> int:
-    return 0
+def search(bed: Bed, keep: float, row: Row, seed: int) -> Searched:
+  """The soft stage of a run; of a method that chooses at once, its choice."""
+  pruner, tx, steps, step = _soft_stage(bed, keep, row.text)
+  params, stats = bed.dense(seed)
+  extra = pruner.init(params)
+  trainable, transport = {'params': params, 'scores': extra['scores']}, extra['transport']
+  state, masks, batches = tx.init(trainable), None, bed.batches(_BATCH, seed=seed, stream=1)
+  for t in range(steps):
+    trainable, stats, state, transport, masks = step(
+      trainable, stats, state, transport, jnp.int32(t), *next(batches)
+    )
+  params = trainable['params']
+  hard = pruner.harden({'scores': trainable['scores'], 'transport': transport})
+  hard = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), hard)
+  state = _weights_state(state, params)
+  return Searched(params, stats, state, masks, hard, pruner, steps, batches)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(bed: Bed, keep: float, text: str, hashable: _Hashable) -> _Soft:
-  """The soft stage of a row, compiled once for all seeds."""
-  row = hashable.row
+def _soft_stage(bed: Bed, keep: float, text: str) -> tuple[Pruner, Any, int, Callable[..., Any]]:
+  """Method, optimizer, number of steps and compiled step of a row, for all seeds."""
+  row = Row(**json.loads(text))
   of = 'macs' if bed.spec.granularity == 'channels' else 'count'
   elements = bed.elements(**row.elements)
   steps = 0 if methods.one_shot(row.method) else round(row.soft * bed.spec.steps)
@@ -146,7 +152,7 @@ def _compiled(bed: Bed, keep: float, text: str, hashable: _Hashable) -> _Soft:
     updates, moved = tx.update(grads, state, trainable)
     return optax.apply_updates(trainable, updates), stats_after, moved, after, masks
 
-  return _Soft(pruner, tx, steps, jax.jit(step))
+  return pruner, tx, steps, jax.jit(step)
 
 
 def _weights_state(state: Any, params: Any) -> Any:
