@@ -7,8 +7,8 @@ import pytest
 
 from dtp_jax import models
 from experiments.method_study import nets, rows, runs
-from experiments.method_study.__main__ import append, done, jobs
 from experiments.method_study.beds import Bed, Spec
+from experiments.method_study.plans import append, done, jobs
 
 NETS = {
   'lenet': (nets.lenet, models.LeNet(num_classes=10)),

@@ -9,20 +9,17 @@ has already is skipped; the plan is read again after every run. The test split i
 alone: what is chosen is chosen on 5,000 training images that no run trains on.
 """
 
-import csv
-import itertools
 import os
 import pathlib
 import subprocess
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 from absl import app, flags
 
 from experiments.method_study import rows
 from experiments.method_study.beds import BEDS, Bed
+from experiments.method_study.plans import Job, append, done, jobs
 from experiments.method_study.runs import run
 
 flags.DEFINE_string('plan', None, 'File of lines BEDS KEEPS ROWS SEEDS.', required=True)
@@ -31,39 +28,6 @@ flags.DEFINE_enum('split', 'validation', ['validation', 'test'], 'What is evalua
 flags.DEFINE_string('cache', 'runs/method_study', 'Folder of dense networks and compiled programs.')
 flags.DEFINE_string('until', None, 'HH:MM after which no run begins.')
 FLAGS = flags.FLAGS
-
-Job = tuple[str, float, str, int]
-
-
-def jobs(plan: str) -> Iterator[Job]:
-  """(bed, keep, row, seed) of every run of a plan, seeds innermost."""
-  for line in plan.splitlines():
-    line = line.partition('#')[0]
-    if line.strip():
-      beds, keeps, names, seeds = (field.split(',') for field in line.split())
-      for bed, keep, name, seed in itertools.product(beds, keeps, names, seeds):
-        yield bed, float(keep), name, int(seed)
-
-
-def done(path: pathlib.Path) -> set[tuple[Any, ...]]:
-  """What a CSV has: (bed, keep, options, seed), whatever the row was called."""
-  if not path.exists():
-    return set()
-  with path.open(newline='') as file:
-    return {
-      (r['bed'], float(r['keep']), r['options'], int(r['seed'])) for r in csv.DictReader(file)
-    }
-
-
-def append(path: pathlib.Path, row: dict[str, Any]) -> None:
-  """One line more, under a header if it is the first."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = not path.exists()
-  with path.open('a', newline='') as file:
-    writer = csv.DictWriter(file, list(row), lineterminator='\n')
-    if new:
-      writer.writeheader()
-    writer.writerow(row)
 
 
 def main(argv: list[str]) -> None:

@@ -18,8 +18,8 @@ import jax
 from absl import app, flags
 
 from experiments.method_study import rows
-from experiments.method_study.__main__ import append
 from experiments.method_study.beds import BEDS, Bed, apply
+from experiments.method_study.plans import append
 from experiments.method_study.runs import search
 
 flags.DEFINE_string('out', None, 'CSV that is appended to.', required=True)
