@@ -43,10 +43,10 @@ ROWS: dict[str, Row] = {
   **_softs('gradual', Row('gradual_magnitude')),
   **_softs('lin_d_S', Row('scheduled_spartan')),
   # A trained correction.
-  'natural0.1': Row('corrected', {'rate': 0.1}),
-  'natural1': Row('corrected', {'rate': 1.0}),
-  'normalised0.003': Row('corrected', {'rate': 0.003, 'normalised': True}),
-  'normalised0.03': Row('corrected', {'rate': 0.03, 'normalised': True}),
+  'natural0.1': Row('corrected', {'rate': 0.1}, soft=0.5),
+  'natural1': Row('corrected', {'rate': 1.0}, soft=0.5),
+  'normalised0.003': Row('corrected', {'rate': 0.003, 'normalised': True}, soft=0.5),
+  'normalised0.03': Row('corrected', {'rate': 0.03, 'normalised': True}, soft=0.5),
   # One option at a time.
   'handover0.1': Row('variant', {'handover': 0.1}),
   'handover0.3': Row('variant', {'handover': 0.3}),
@@ -70,6 +70,19 @@ ROWS: dict[str, Row] = {
   'spartan_dual': Row('dual_spartan'),
   **_softs('derivative0.3', Row('variant', {'derivative': 0.3})),
   **_softs('derivative0', Row('variant', {'derivative': 0.0})),
+  **{
+    f'{name}_soft0.5': Row('transportation', options, soft=0.5)
+    for name, options in {
+      'share0.0': {'share': 0.0},
+      'share0.25': {'share': 0.25},
+      'share0.75': {'share': 0.75},
+      'share1.0': {'share': 1.0},
+      'decay0.98': {'decay': 0.98},
+      'ramp0.2': {'ramp': 0.2},
+      'ramp0.7': {'ramp': 0.7},
+      'deadline0.6': {'deadline': 0.6},
+    }.items()
+  },
   'both_soft0.5': Row('variant', {'derivative': 0.3, 'floor': 0.1}, soft=0.5),
   **{
     f'derivative0.3_share{x}_soft0.5': Row('variant', {'derivative': 0.3, 'share': x}, soft=0.5)
@@ -83,6 +96,13 @@ ROWS: dict[str, Row] = {
   'acdc': Row('acdc'),
   'acdc_soft0.5': Row('acdc', soft=0.5),
   'rigl': Row('rigl'),
+  'rigl_soft0.5': Row('rigl', soft=0.5),
+  'spartan_dual_soft0.5': Row('dual_spartan', soft=0.5),
+  'fisher_wait0.3_soft0.5': Row('fisher', {'wait': 0.3}, soft=0.5),
+  'taylor_wait0.3_soft0.5': Row('taylor', {'wait': 0.3}, soft=0.5),
+  'greg_soft0.5': Row('greg', **_L1, soft=0.5),
+  'lamp_soft0.5': Row('lamp', soft=0.5),
+  'pdp_soft0.5': Row('pdp', soft=0.5),
   'greg': Row('greg', **_L1),
   'greg_global': Row('greg'),
   # Baselines at other options.
