@@ -32,11 +32,14 @@ def done(path: pathlib.Path) -> set[tuple[Any, ...]]:
 
 
 def append(path: pathlib.Path, row: dict[str, Any]) -> None:
-  """One line more, under a header if it is the first."""
+  """One line more, under a header if it is the first; an older file keeps its columns."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  new = not path.exists()
+  new, columns = not path.exists(), list(row)
+  if not new:
+    with path.open(newline='') as file:
+      columns = next(csv.reader(file))
   with path.open('a', newline='') as file:
-    writer = csv.DictWriter(file, list(row), lineterminator='\n')
+    writer = csv.DictWriter(file, columns, extrasaction='ignore', lineterminator='\n')
     if new:
       writer.writeheader()
     writer.writerow(row)

@@ -24,7 +24,9 @@ def _scores(method: str, **options) -> dict[str, Row]:
 _OURS = Row('transportation')
 ROWS: dict[str, Row] = {
   'ours': _OURS,
+  'dense': Row('dense'),
   'paper': Row('transportation', {'preset': 'paper'}),
+  'paper_soft0.5': Row('transportation', {'preset': 'paper'}, soft=0.5),
   'spartan': Row('spartan'),
   'gradual': Row('gradual_magnitude'),
   'magnitude': Row('magnitude'),

@@ -84,7 +84,8 @@ def run(bed: Bed, keep: float, row: Row, seed: int) -> dict[str, Any]:
 
   Returns:
     {'dense', 'soft_accuracy', 'hard_accuracy', 'accuracy': per cent of the held-out images, on the
-    way of the first 1,000; 'achieved', 'requested', 'steps', 'cpu_seconds'}.
+    way of the first 1,000; 'achieved', 'requested', 'total', 'parameters_left', 'steps',
+    'cpu_seconds'}.
   """
   dense, begin = bed.dense_accuracy(seed), time.process_time()
   found = search(bed, keep, row, seed)
@@ -102,6 +103,8 @@ def run(bed: Bed, keep: float, row: Row, seed: int) -> dict[str, Any]:
     'accuracy': round(bed.evaluate(apply(bed, params, hard), stats), 2),
     'achieved': account.achieved,
     'requested': account.requested,
+    'total': account.total,
+    'parameters_left': _left(bed, params, hard),
     'steps': bed.spec.steps,
     'cpu_seconds': round(time.process_time() - begin, 1),
   }
@@ -123,6 +126,15 @@ def search(bed: Bed, keep: float, row: Row, seed: int) -> Searched:
   hard = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), hard)
   state = _weights_state(state, params)
   return Searched(params, stats, state, masks, hard, pruner, steps, batches)
+
+
+def _left(bed: Bed, params: Any, hard: dict[str, jax.Array]) -> int:
+  """Parameters of the network that is left."""
+  kept = {name: int(jnp.sum(mask)) for name, mask in hard.items()}
+  if bed.graph is not None:
+    return bed.graph.params.at(kept)
+  dropped = sum(mask.size for mask in hard.values()) - sum(kept.values())
+  return sum(leaf.size for leaf in jax.tree.leaves(params)) - dropped
 
 
 @functools.lru_cache(maxsize=8)
