@@ -53,6 +53,9 @@ BEDS = {
   'fashion_weights': Spec('fashion_mnist', 'weights', 700, 800),
   'cifar_weights': Spec('cifar10', 'weights', 1000, 800),
   'cifar_channels_long': Spec('cifar10', 'channels', 1000, 1500),
+  # From random weights.
+  'cifar_channels_scratch': Spec('cifar10', 'channels', 0, 1500),
+  'cifar_weights_scratch': Spec('cifar10', 'weights', 0, 2000),
 }
 
 
@@ -164,6 +167,8 @@ class Bed:
 
   def _train_dense(self, seed: int) -> tuple[Any, Any]:
     steps, rate = self.spec.dense_steps, self.spec.dense_rate
+    if not steps:
+      return _parts(self._init(seed))
     tx = optimizer(optax.warmup_cosine_decay_schedule(0.0, rate, round(0.05 * steps), steps))
 
     @jax.jit

@@ -1,7 +1,6 @@
 """The final table of the study as a report of the project: runs.csv, table.md, figures, a page.
 
-  python -m experiments.method_study.final test.csv \\
-    --out=experiments/results/2026-11-24_final_table --command='...'
+  python -m experiments.method_study.final test.csv --out=FOLDER --command='what made the CSV'
 
 The rows are called what the report calls them; what a short run does not know stays empty.
 """

@@ -110,11 +110,20 @@ ROWS: dict[str, Row] = {
   # Baselines at other options.
   **{f'spartan_beta{b}': Row('spartan', {'beta': (1.0, float(b))}) for b in (5, 10, 50)},
   'spartan_beta5_50': Row('spartan', {'beta': (5.0, 50.0)}),
+  **{f'spartan_beta{b}_soft0.5': Row('spartan', {'beta': (1.0, float(b))}, 0.5) for b in (10, 50)},
   **{f'gradual_ramp{r}': Row('gradual_magnitude', {'ramp': r}) for r in (0.4, 0.6, 1.0)},
   **{f'fisher_wait{w}': Row('fisher', {'wait': w}) for w in (0.3, 0.5)},
   'fisher_wait0.3_decay0.99': Row('fisher', {'wait': 0.3, 'decay': 0.99}),
   **{f'pdp_t{t}': Row('pdp', {'temperature': t}) for t in (0.03, 0.3, 1.0)},
   **{f'straight_through_{k}': r for k, r in _scores('straight_through').items()},
+  **{
+    f'paper_eps{e}_{rate}_{x}': Row(
+      'transportation', {'preset': 'paper', 'epsilon': e}, x, ('adam', {'learning_rate': rate})
+    )
+    for e in (0.03, 0.1, 0.3, 1.0)
+    for rate in (0.01, 0.001)
+    for x in (0.5, 0.7)
+  },
   **{f'paper_{k}': r for k, r in _scores('transportation', preset='paper').items()},
   **{
     f'paper_eps{e}_{k}': r
