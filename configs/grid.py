@@ -28,7 +28,7 @@ __all__ = [
 
 Budgets = Mapping[tuple[str, str], Collection[float]]
 
-_NOT_FOR_CHANNELS = ('dense', 'random', 'lamp', 'rigl')  # random stands at uniform width instead
+_NOT_FOR_CHANNELS = ('dense', 'random', 'lamp')  # random stands at uniform width instead
 # The rule of the paper alone: scores trained by their gradient, no ramp, no deadline.
 _PAPER = {'method': 'transportation', 'methods': {'transportation': {'preset': 'paper'}}}
 _FIELDS = {

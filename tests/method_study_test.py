@@ -51,7 +51,7 @@ def test_the_fast_networks_equal_the_linen_ones(name, train):
 
 
 @pytest.mark.parametrize(
-  ('granularity', 'row'), [('weights', 'ours'), ('weights', 'rigl'), ('channels', 'greg')]
+  ('granularity', 'row'), [('weights', 'ours'), ('weights', 'taylor'), ('channels', 'greg')]
 )
 def test_a_run_ends_at_its_budget(granularity, row, tmp_path):
   bed = Bed(Spec('mnist_mini', granularity, dense_steps=2, steps=4, validation=500), cache=tmp_path)

@@ -3,6 +3,7 @@
 from dtp_jax.methods.baselines import (
   dense,
   gradual_magnitude,
+  greg,
   magnitude,
   pdp,
   random,
@@ -13,7 +14,6 @@ from dtp_jax.methods.pruner import Extra, Moment, Pruner, bundle, standardised
 from dtp_jax.methods.ramp import cubic, cubic_ramp
 from dtp_jax.methods.registry import METHODS, build, one_shot, options_of, register
 from dtp_jax.methods.saliency import fisher, lamp, taylor
-from dtp_jax.methods.sparse_training import acdc, greg, rigl
 from dtp_jax.methods.transportation import evidential, proximal, transportation
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
   'Extra',
   'Moment',
   'Pruner',
-  'acdc',
   'build',
   'bundle',
   'cubic',
@@ -39,7 +38,6 @@ __all__ = [
   'proximal',
   'random',
   'register',
-  'rigl',
   'spartan',
   'standardised',
   'straight_through',

@@ -19,6 +19,7 @@ from dtp_jax.prunable import Prunable
 __all__ = [
   'dense',
   'gradual_magnitude',
+  'greg',
   'magnitude',
   'pdp',
   'random',
@@ -28,6 +29,8 @@ __all__ = [
 
 Elements = Graph | Prunable
 Named = dict[str, Array]
+
+_PENALTY = 3.5  # a mask of exp(-3.5^2 / 2), two thousandths, counts as dropped
 
 
 @register
@@ -184,6 +187,35 @@ def straight_through(
     return hard + (now.scores - fixed), _state(now.scores)  # the bracket is exactly 0
 
   return bundle(elements, budget, start=start, rule=rule, ramp=cubic(steps, ramp, initial=1.0))
+
+
+@register
+def greg(elements: Elements, budget: Budget, *, steps: int, ramp: float = 0.9) -> Pruner:
+  """Growing regularization (GReg-1, Wang et al. 2021, arXiv:2012.09243), as a mask.
+
+  The elements to drop are the smallest when the stage begins. An L2 penalty that grows in
+  proportion to the step u shrinks a weight by exp(-c u^2 / 2); here that factor is their mask, the
+  same for all of them, and the loss sees every weight times its mask.
+
+  Args:
+    elements: what may be pruned; GReg takes channels at given widths, by their L1 norms.
+    budget: how much to keep.
+    steps: length of the soft stage in steps, >= 1.
+    ramp: share of it until a dropped element has shrunk to two thousandths, in (0, 1].
+
+  Returns:
+    A Pruner without scores.
+
+  Raises:
+    ValueError: an option out of range, or a budget that cannot be met.
+  """
+  length = max(1, ramp_steps(steps, ramp))
+
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    shrunk = jnp.exp(-0.5 * jnp.square(_PENALTY * (now.step + 1) / length))
+    return jnp.where(problem.hard(now.state), 1.0, shrunk).astype(now.state.dtype), now.state
+
+  return bundle(elements, budget, start=_from_magnitudes, rule=rule)
 
 
 @register

@@ -95,10 +95,6 @@ ROWS: dict[str, Row] = {
   # Further baselines.
   'taylor': Row('taylor'),
   'taylor_wait0.3': Row('taylor', {'wait': 0.3}),
-  'acdc': Row('acdc'),
-  'acdc_soft0.5': Row('acdc', soft=0.5),
-  'rigl': Row('rigl'),
-  'rigl_soft0.5': Row('rigl', soft=0.5),
   'spartan_dual_soft0.5': Row('dual_spartan', soft=0.5),
   'fisher_wait0.3_soft0.5': Row('fisher', {'wait': 0.3}, soft=0.5),
   'taylor_wait0.3_soft0.5': Row('taylor', {'wait': 0.3}, soft=0.5),

@@ -1,4 +1,4 @@
-"""How elements leave and return: phases, a growing penalty, exchanges."""
+"""A growing penalty, and the first-order saliency."""
 
 import itertools
 
@@ -43,16 +43,6 @@ def _largest(w, k):
   return np.abs(w) >= np.sort(np.abs(w), axis=None)[-k]
 
 
-def test_acdc_alternates_and_ends_sparse(params):
-  pruner = methods.acdc(dtp.weights(params), dtp.Budget(8), steps=STEPS, phases=4)
-  history, extra = _steps(pruner, params, jnp.sum)
-  assert [int(mask.sum()) for mask in history] == [80, 80, 8, 8, 80, 80, 8, 8]
-  np.testing.assert_array_equal(history[-1] > 0, _largest(params['w'], 8))
-  np.testing.assert_array_equal(pruner.harden(extra)['w'], history[-1] > 0)
-  with pytest.raises(ValueError, match='phases is 3'):
-    methods.acdc(dtp.weights(params), dtp.Budget(8), steps=STEPS, phases=3)
-
-
 def test_greg_shrinks_the_smallest_and_them_alone(params):
   pruner = methods.greg(dtp.weights(params), dtp.Budget(8), steps=STEPS, ramp=1.0)
   history, extra = _steps(pruner, params, jnp.sum)
@@ -62,28 +52,6 @@ def test_greg_shrinks_the_smallest_and_them_alone(params):
     assert np.all(after[~largest] < before[~largest])
   np.testing.assert_allclose(history[-1][~largest], np.exp(-0.5 * 3.5**2), rtol=1e-4)
   np.testing.assert_array_equal(pruner.harden(extra)['w'], largest)
-
-
-def test_rigl_exchanges_the_smallest_for_the_steepest(params):
-  k, w = 8, params['w']
-  slopes = jax.random.normal(jax.random.key(1), w.shape)  # dL/dw, whatever the mask
-  pruner = methods.rigl(dtp.weights(params), dtp.Budget(k), steps=STEPS, moved=0.5, updates=4)
-  history, extra = _steps(pruner, params, lambda masked: jnp.sum(slopes * masked), steps=3)
-  first, _, third = history
-  np.testing.assert_array_equal(first > 0, _largest(w, k))
-  part = 0.25 * (1 + np.cos(np.pi * 2 / STEPS))  # the first exchange is at the third step
-  moved = k - round(k * (1 - part))
-  assert moved > 0
-  size = np.where(first > 0, np.abs(w), -1)
-  slope = np.where(first > 0, -1, np.abs(slopes))
-  expected = _largest(size, k - moved) | _largest(slope, moved)
-  np.testing.assert_array_equal(third > 0, expected)
-  np.testing.assert_array_equal(pruner.harden(extra)['w'], expected)
-
-
-def test_rigl_refuses_costs_and_options_out_of_range(params):
-  with pytest.raises(ValueError, match='moved is 2'):
-    methods.rigl(dtp.weights(params), dtp.Budget(8), steps=STEPS, moved=2.0)
 
 
 def test_taylor_ranks_by_the_size_of_w_times_its_gradient(params):
