@@ -3,6 +3,7 @@
 from dtp_jax.methods.baselines import (
   dense,
   gradual_magnitude,
+  greg,
   magnitude,
   pdp,
   random,
@@ -12,7 +13,7 @@ from dtp_jax.methods.baselines import (
 from dtp_jax.methods.pruner import Extra, Moment, Pruner, bundle, standardised
 from dtp_jax.methods.ramp import cubic, cubic_ramp
 from dtp_jax.methods.registry import METHODS, build, one_shot, options_of, register
-from dtp_jax.methods.saliency import fisher, lamp
+from dtp_jax.methods.saliency import fisher, lamp, taylor
 from dtp_jax.methods.transportation import evidential, proximal, transportation
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
   'evidential',
   'fisher',
   'gradual_magnitude',
+  'greg',
   'lamp',
   'magnitude',
   'one_shot',
@@ -39,5 +41,6 @@ __all__ = [
   'spartan',
   'standardised',
   'straight_through',
+  'taylor',
   'transportation',
 ]

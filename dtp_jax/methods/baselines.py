@@ -19,6 +19,7 @@ from dtp_jax.prunable import Prunable
 __all__ = [
   'dense',
   'gradual_magnitude',
+  'greg',
   'magnitude',
   'pdp',
   'random',
@@ -28,6 +29,8 @@ __all__ = [
 
 Elements = Graph | Prunable
 Named = dict[str, Array]
+
+_PENALTY = 3.5  # a mask of exp(-3.5^2 / 2), two thousandths, counts as dropped
 
 
 @register
@@ -187,13 +190,42 @@ def straight_through(
 
 
 @register
+def greg(elements: Elements, budget: Budget, *, steps: int, ramp: float = 0.9) -> Pruner:
+  """Growing regularization (GReg-1, Wang et al. 2021, arXiv:2012.09243), as a mask.
+
+  The elements to drop are the smallest when the stage begins. An L2 penalty that grows in
+  proportion to the step u shrinks a weight by exp(-c u^2 / 2); here that factor is their mask, the
+  same for all of them, and the loss sees every weight times its mask.
+
+  Args:
+    elements: what may be pruned; GReg takes channels at given widths, by their L1 norms.
+    budget: how much to keep.
+    steps: length of the soft stage in steps, >= 1.
+    ramp: share of it until a dropped element has shrunk to two thousandths, in (0, 1].
+
+  Returns:
+    A Pruner without scores.
+
+  Raises:
+    ValueError: an option out of range, or a budget that cannot be met.
+  """
+  length = max(1, ramp_steps(steps, ramp))
+
+  def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
+    shrunk = jnp.exp(-0.5 * jnp.square(_PENALTY * (now.step + 1) / length))
+    return jnp.where(problem.hard(now.state), 1.0, shrunk).astype(now.state.dtype), now.state
+
+  return bundle(elements, budget, start=_from_magnitudes, rule=rule)
+
+
+@register
 def pdp(
   elements: Elements,
   budget: Budget,
   *,
   steps: int,
   ramp: float = 0.8,
-  temperature: float = 0.01,
+  temperature: float = 0.1,
 ) -> Pruner:
   """Parameter-free differentiable pruning (Cho et al. 2023, arXiv:2305.11203).
 
@@ -205,7 +237,8 @@ def pdp(
     budget: how much to keep.
     steps: length of the soft stage in steps, >= 1.
     ramp: share of it until the budget is reached, in [0, 1].
-    temperature: tau in units of the mean of w^2, > 0 (ours: the paper's is absolute).
+    temperature: tau in units of t^2, > 0. The paper's is absolute; in units of the threshold the
+      derivative near it, 2 w^2 / tau, is the same at all sizes of weights and all budgets.
 
   Returns:
     A Pruner without scores.
@@ -224,8 +257,7 @@ def pdp(
     smallest = jnp.min(fixed, axis=-1, keepdims=True, where=kept, initial=jnp.inf)
     largest = jnp.max(fixed, axis=-1, keepdims=True, where=~kept, initial=0.0)
     threshold = jnp.where(jnp.isinf(smallest), largest, 0.5 * (smallest + largest))
-    tau = temperature * jnp.mean(fixed**2, axis=-1, keepdims=True)
-    tau = tau + jnp.finfo(tau.dtype).tiny
+    tau = temperature * threshold**2 + jnp.finfo(threshold.dtype).tiny
     mask = jax.nn.sigmoid((now.magnitudes**2 - threshold**2) / tau)
     return mask, _state(now.magnitudes)
 

@@ -11,6 +11,7 @@ flows to the weights: `probed` brings it to the scores, and `second_moment` make
 running mean. No constant factor matters, since a plan has a budget.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-__all__ = ['log_importance', 'probed', 'second_moment']
+__all__ = ['first_moment', 'log_importance', 'probed', 'second_moment']
 
 _FLOOR = 1e-6  # of the evidence, in units of its mean: elements that the loss never saw
 
@@ -59,6 +60,15 @@ def second_moment(decay: float) -> optax.GradientTransformation:
   Raises:
     ValueError: decay out of range; at an update, parameters that are not given.
   """
+  return _running_mean(jnp.square, decay)
+
+
+def first_moment(decay: float) -> optax.GradientTransformation:
+  """`second_moment` of |g| in place of g^2."""
+  return _running_mean(jnp.abs, decay)
+
+
+def _running_mean(of: Callable[[Array], Array], decay: float) -> optax.GradientTransformation:
   if not 0 <= decay < 1:
     raise ValueError(f'decay is {decay}; expected a number in [0, 1).')
 
@@ -69,7 +79,7 @@ def second_moment(decay: float) -> optax.GradientTransformation:
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     if params is None:
       raise ValueError('params is None; expected the parameters, which are the running mean.')
-    moves = jax.tree.map(lambda g, s: (1 - decay) * (jnp.square(g) - s), updates, params)
+    moves = jax.tree.map(lambda g, s: (1 - decay) * (of(g) - s), updates, params)
     return moves, state
 
   return optax.GradientTransformation(init, update)

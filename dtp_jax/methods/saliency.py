@@ -8,13 +8,13 @@ from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.baselines import gradual_magnitude
-from dtp_jax.methods.evidence import log_importance, probed, second_moment
+from dtp_jax.methods.evidence import first_moment, log_importance, probed, second_moment
 from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
 from dtp_jax.methods.ramp import ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Params, Prunable, channels
 
-__all__ = ['fisher', 'lamp']
+__all__ = ['fisher', 'lamp', 'taylor']
 
 Named = dict[str, Array]
 
@@ -76,6 +76,46 @@ def fisher(
   Raises:
     ValueError: an option out of range, or a budget that cannot be met.
   """
+  return _by_saliency(elements, budget, steps, second_moment(decay), wait)
+
+
+@register
+def taylor(
+  elements: Graph | Prunable,
+  budget: Budget,
+  *,
+  steps: int,
+  decay: float = 0.95,
+  wait: float = 0.1,
+) -> Pruner:
+  """Gradual pruning by the first-order saliency E|m dL/dm| per cost (arXiv:1906.10771).
+
+  For a single weight |w dL/dw|. An element that was dropped has no saliency and does not return.
+
+  Args:
+    elements: what may be pruned; a graph stands for all of its channels.
+    budget: how much to keep.
+    steps: length of the soft stage in steps, >= 1.
+    decay: of the running mean, in [0, 1).
+    wait: share of the soft stage that only gathers the saliency, in [0, 1).
+
+  Returns:
+    A Pruner whose scores are the saliency, moved by its `score_optimizer`.
+
+  Raises:
+    ValueError: an option out of range, or a budget that cannot be met.
+  """
+  return _by_saliency(elements, budget, steps, first_moment(decay), wait)
+
+
+def _by_saliency(
+  elements: Graph | Prunable,
+  budget: Budget,
+  steps: int,
+  gathered: optax.GradientTransformation,
+  wait: float,
+) -> Pruner:
+  """The hard top-k of what `gathered` makes of the probe's gradient, per cost."""
   if not 0 <= wait < 1:
     raise ValueError(f'wait is {wait}; expected a share of the soft stage in [0, 1).')
   begin = ramp_steps(steps, wait)
@@ -90,7 +130,7 @@ def fisher(
     return optax.polynomial_schedule(1.0, target, 3, max(1, steps - begin), begin)
 
   pruner = bundle(elements, budget, start=at_rest, rule=rule, ramp=way)
-  return pruner._replace(score_optimizer=second_moment(decay))
+  return pruner._replace(score_optimizer=gathered)
 
 
 def _lamp_scores(x: Array) -> Array:

@@ -17,6 +17,8 @@ _LOOKS = {
   'pdp': ('PDP', '#009e73', 'D'),
   'fisher': ('gradual Fisher', '#882255', 'p'),
   'lamp': ('gradual LAMP', '#000000', 'p'),
+  'taylor': ('gradual Taylor', '#117733', 'h'),
+  'greg': ('growing penalty (GReg)', '#117733', '*'),
   'paper': ("DTP, the paper's rule", '#882255', '8'),
   'random': ('random', '#777777', 'X'),
   'l1_uniform': ('L1, uniform width', '#5b2a86', '>'),

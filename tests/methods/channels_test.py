@@ -169,7 +169,7 @@ def test_masks_are_shares_and_gradients_through_them_are_finite(net, prunable, n
       assert mask.shape == prunable.shapes[key]
       assert np.all((mask >= 0) & (mask <= 1))
       assert np.all(np.isfinite(transport[key]))
-  learned = name in ('straight_through', 'transportation', 'paper', 'fisher')
+  learned = name in ('straight_through', 'transportation', 'paper', 'fisher', 'taylor')
   assert set(grads['scores']) == (set(prunable.shapes) if learned else set())
 
 

@@ -1,0 +1,73 @@
+"""The tables of the study, in Markdown, from its CSVs alone.
+
+  python -m experiments.method_study.tables validation.csv --ours=ours_soft0.5
+
+A cell's rows by mean accuracy: mean, standard deviation and number of seeds, then the difference of
+the first of `--ours` to the row, paired by seed, with its 95 % interval by Student's t.
+"""
+
+import argparse
+import collections
+import csv
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+
+from scipy.stats import t as student
+
+Cell = Mapping[str, Mapping[int, float]]  # {row: {seed: accuracy}}
+
+
+def main() -> None:
+  """Prints a table for each cell."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('csv')
+  parser.add_argument('--ours', default='ours', help='The row that is set against the others.')
+  parser.add_argument('--rows', default='', help='The rows shown, with commas; all if empty.')
+  choice = parser.parse_args()
+  for (bed, keep), cell in sorted(read(choice.csv).items()):
+    rows = choice.rows.split(',') if choice.rows else list(cell)
+    shown = {name: cell[name] for name in rows if name in cell}
+    if choice.ours in cell and shown:
+      print(f'\n### {bed}, {100 * keep:g} %\n')
+      print('\n'.join(table(cell[choice.ours], shown)))
+
+
+def read(path: str) -> dict[tuple[str, float], dict[str, dict[int, float]]]:
+  """{(bed, keep): {row: {seed: accuracy}}} of a CSV."""
+  cells: dict[tuple[str, float], dict[str, dict[int, float]]] = collections.defaultdict(
+    lambda: collections.defaultdict(dict)
+  )
+  with open(path, newline='') as file:
+    for line in csv.DictReader(file):
+      cell = cells[line['bed'], float(line['keep'])]
+      cell[line['row']][int(line['seed'])] = float(line['accuracy'])
+  return cells
+
+
+def table(ours: Mapping[int, float], cell: Cell) -> Iterator[str]:
+  """Lines of Markdown, best row first."""
+  yield '| row | accuracy | std | seeds | ours minus it |'
+  yield '|---|--:|--:|--:|--:|'
+  for name in sorted(cell, key=lambda name: -statistics.mean(cell[name].values())):
+    found = cell[name]
+    mean, n = statistics.mean(found.values()), len(found)
+    std = f'{statistics.stdev(found.values()):.2f}' if n > 1 else ''
+    difference = '' if found == ours else paired(ours, found)
+    yield f'| {name} | {mean:.2f} | {std} | {n} | {difference} |'
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> str:
+  """Mean of a - b over the seeds of both, with the half width of its 95 % interval."""
+  differences = [a[seed] - b[seed] for seed in a if seed in b]
+  if not differences:
+    return ''
+  n, mean = len(differences), statistics.mean(differences)
+  if n == 1:
+    return f'{mean:+.2f} (n 1)'
+  half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+  return f'{mean:+.2f} ± {half:.2f}'
+
+
+if __name__ == '__main__':
+  main()
