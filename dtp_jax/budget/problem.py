@@ -103,11 +103,17 @@ class CostProblem:
     cost: the cost polynomial, or another `rounding.Cost`.
     limit: the budget in its unit.
     min_keep: channels that every group keeps.
-    multiple_of: groups keep a multiple of it, or all.
+    multiple_of: groups keep a multiple of it, or all; {group: multiple} gives each its own.
   """
 
   def __init__(
-    self, sizes: Mapping[str, int], cost: Cost, limit: int, *, min_keep: int, multiple_of: int
+    self,
+    sizes: Mapping[str, int],
+    cost: Cost,
+    limit: int,
+    *,
+    min_keep: int,
+    multiple_of: int | Mapping[str, int],
   ):
     """Checks that the floors fit.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dtp_jax.budget.budget import Budget, floored
+from dtp_jax.budget.multiples import Multiples, multiples_of
 from dtp_jax.budget.problem import CostProblem, CountProblem, Problem
 from dtp_jax.budget.rounding import Cost, round_to_budget
 from dtp_jax.graph.cost import counts_of
@@ -25,12 +26,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Account(NamedTuple):
-  """Requested and achieved, in the unit asked for, and what the dense network has of it."""
+  """Requested and achieved, in the unit asked for, and what the dense network has of it.
+
+  `multiples` says which widths the groups of channels had to choose from, and why; empty for any.
+  """
 
   unit: str
   requested: int
   achieved: int
   total: int
+  multiples: str = ''
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,7 @@ class Resolved:
     requested: how much is to be kept, in that unit.
     total: how much the dense network has.
     spend: {name: number kept} -> its amount in that unit, exact.
+    multiples: which multiple of channels every group keeps, and why.
   """
 
   problems: tuple[Problem, ...]
@@ -50,6 +56,7 @@ class Resolved:
   requested: int
   total: int
   spend: Callable[[Mapping[str, int]], int]
+  multiples: Multiples
 
   @property
   def keep(self) -> float:
@@ -58,7 +65,8 @@ class Resolved:
 
   def account(self, hard: Mapping[str, Any]) -> Account:
     """What was asked for and what hard masks {name: array of 0 and 1} came to."""
-    return Account(self.unit, self.requested, self.spend(counts_of(hard)), self.total)
+    achieved = self.spend(counts_of(hard))
+    return Account(self.unit, self.requested, achieved, self.total, self.multiples.why)
 
 
 def resolve(budget: Budget, elements: Prunable) -> Resolved:
@@ -80,13 +88,17 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
     return _channels(budget, elements)
   if budget.of != 'count' or budget.multiple_of != 1:
     raise ValueError(
-      f'of is {budget.of!r} and multiple_of {budget.multiple_of}; single weights, rows and blocks '
-      "are counted: expected of='count', multiple_of=1."
+      f'of is {budget.of!r} and multiple_of {budget.multiple_of!r}; single weights, rows and '
+      "blocks are counted: expected of='count', multiple_of=1."
     )
   problems = _counted(budget, elements.shapes, elements.sizes, elements.density)
   requested = sum(p.k * p.copies for p in problems)
   total = sum(elements.sizes.values())
-  return Resolved(problems, 'count', requested, total, lambda counts: sum(counts.values()))
+  return Resolved(problems, 'count', requested, total, _sum, Multiples({}, ''))
+
+
+def _sum(counts: Sizes) -> int:
+  return sum(counts.values())
 
 
 def _counted(
@@ -110,21 +122,26 @@ def _channels(budget: Budget, elements: Prunable) -> Resolved:
   if budget.scope not in ('global', 'layer'):
     raise ValueError(f"scope is {budget.scope!r}; channels know 'global' and 'layer'.")
   sizes, cost = elements.sizes, _cost_of(budget, elements)
+  multiples = multiples_of(budget, sizes)
   if isinstance(budget.keep, Mapping):
     shares = _shares(budget.keep, sizes)
-    widths = {name: _width(budget, name, k, sizes[name]) for name, k in shares.items()}
+    widths = {
+      name: _width(name, k, sizes[name], budget.min_keep, multiples.by_group[name])
+      for name, k in shares.items()
+    }
     problems, limit = _per_array(elements.shapes, widths), sum(shares.values())
   else:
     limit = budget.count(cost.total)
-    problems = _of_cost(budget, elements.shapes, sizes, cost, limit)
-  return Resolved(problems, budget.unit, limit, cost.total, cost.at)
+    problems = _of_cost(budget, elements.shapes, cost, limit, multiples.by_group)
+  return Resolved(problems, budget.unit, limit, cost.total, cost.at, multiples)
 
 
 def _of_cost(
-  budget: Budget, shapes: Shapes, sizes: Sizes, cost: Cost, limit: int
+  budget: Budget, shapes: Shapes, cost: Cost, limit: int, multiples: Sizes
 ) -> tuple[Problem, ...]:
   """The problems of channels whose cost is limited."""
-  floors = {'min_keep': budget.min_keep, 'multiple_of': budget.multiple_of}
+  sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+  floors: Any = {'min_keep': budget.min_keep, 'multiple_of': multiples}
   if budget.scope == 'global':
     return (CostProblem(sizes, cost, limit, **floors),)
   # Ranked by their place in their group, a prefix of all channels is the same share of each. What
@@ -168,14 +185,13 @@ def _shares(ratios: Mapping[str, float], sizes: Sizes) -> dict[str, int]:
   return counts
 
 
-def _width(budget: Budget, name: str, count: int, size: int) -> int:
+def _width(name: str, count: int, size: int, min_keep: int, multiple: int) -> int:
   """The largest width of a group within `count` channels, which may not be below its floor."""
-  multiple = budget.multiple_of
   width = size if count == size else count // multiple * multiple
-  if width < min(size, budget.min_keep):
+  if width < min(size, min_keep):
     raise ValueError(
       f'keep leaves {width} of the {size} channels of {name!r} (multiples of {multiple}), below '
-      f'min_keep={budget.min_keep}. Raise its fraction or lower min_keep or multiple_of.'
+      f'min_keep={min_keep}. Raise its fraction or lower min_keep or multiple_of.'
     )
   return width
 

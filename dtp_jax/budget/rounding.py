@@ -43,7 +43,7 @@ def round_to_budget(
   limit: int,
   *,
   min_keep: int = 1,
-  multiple_of: int = 1,
+  multiple_of: int | Mapping[str, int] = 1,
   fill_once: bool = False,
 ) -> dict[str, np.ndarray]:
   """The best-ranked channels whose cost stays within a limit.
@@ -58,7 +58,8 @@ def round_to_budget(
     cost: its `at` must rise with every count.
     limit: largest cost, in the unit of the cost.
     min_keep: channels that every group keeps at least.
-    multiple_of: groups keep a multiple of it, or all their channels.
+    multiple_of: groups keep a multiple of it, or all their channels; {group: multiple} gives each
+      its own.
     fill_once: the filling adds at most one channel (or multiple) to a group.
 
   Returns:
@@ -67,7 +68,10 @@ def round_to_budget(
   Raises:
     ValueError: a limit below the cost of the floors; the message names both.
   """
-  widths = _Widths({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
+  multiples = (
+    dict.fromkeys(ranking, multiple_of) if isinstance(multiple_of, int) else dict(multiple_of)
+  )
+  widths = _Widths({name: len(z) for name, z in ranking.items()}, min_keep, multiples)
   sizes = list(widths.sizes.values())
   flat = np.concatenate([np.asarray(z, np.float64) for z in ranking.values()])
   order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind='stable')
@@ -79,8 +83,8 @@ def round_to_budget(
   if cost_of_prefix(0) > limit:
     raise ValueError(
       f'a budget of {limit} cannot be met: the floor of {min_keep} channels a group (multiples of '
-      f'{multiple_of}) costs {cost_of_prefix(0)} of {cost.total}. Raise the budget or lower '
-      'min_keep or multiple_of.'
+      f'{" and ".join(map(str, sorted(set(multiples.values()))))}) costs {cost_of_prefix(0)} of '
+      f'{cost.total}. Raise the budget or lower min_keep or multiple_of.'
     )
   longest = bisect.bisect_right(range(1, len(owner) + 1), limit, key=cost_of_prefix)
   counts = widths.of_prefix(owner[:longest])
@@ -96,18 +100,18 @@ class _Widths(NamedTuple):
 
   sizes: Counts
   min_keep: int
-  multiple_of: int
+  multiples: Mapping[str, int]
 
   def above(self, name: str, count: int) -> int:
     """The smallest allowed count that is at least `count`."""
-    return min(self.sizes[name], -(-count // self.multiple_of) * self.multiple_of)
+    return min(self.sizes[name], -(-count // self.multiples[name]) * self.multiples[name])
 
   def of_prefix(self, owner: np.ndarray) -> dict[str, int]:
     """The largest allowed counts within a prefix of the ranking, but for the floors."""
     counts: dict[str, int] = {}
     taken = np.bincount(owner, minlength=len(self.sizes)).tolist()
     for (name, size), count in zip(self.sizes.items(), taken, strict=True):
-      below = size if count >= size else count // self.multiple_of * self.multiple_of
+      below = size if count >= size else count // self.multiples[name] * self.multiples[name]
       counts[name] = max(self.above(name, self.min_keep), below)
     return counts
 

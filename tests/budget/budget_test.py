@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import types
 from fractions import Fraction
 
 import jax
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 import dtp_jax as dtp
 from dtp_jax import methods
 from dtp_jax.budget import resolve
+from dtp_jax.budget.device import device_name
+from dtp_jax.budget.multiples import multiples_of
 from dtp_jax.models import LeNet
 from tests.graph.agreement import QUICK
 from tests.graph.models import randomized
@@ -186,6 +189,72 @@ def test_widths_by_layer_are_multiples_above_the_floor(lenet):
       widths(ratios, **options)
 
 
+GROUPS = {'wide': 512, 'mid': 24, 'small': 16, 'tiny': 6, 'one': 1}
+
+
+@pytest.mark.parametrize(
+  ('device', 'expected'),
+  [
+    ('cpu x86_64, 2 cores', {'wide': 8, 'mid': 8, 'small': 8, 'tiny': 2, 'one': 1}),
+    ('NVIDIA H100 80GB HBM3', {'wide': 8, 'mid': 8, 'small': 8, 'tiny': 2, 'one': 1}),
+    ('TPU v5 lite', {'wide': 128, 'mid': 8, 'small': 8, 'tiny': 2, 'one': 1}),
+  ],
+)
+def test_auto_takes_the_tile_of_the_device_and_less_of_small_groups(device, expected):
+  """The device is that of the latency table, wherever the table is used."""
+  table = types.SimpleNamespace(device=device, cost=None)
+  chosen = multiples_of(dtp.Budget(0.5, of=table, multiple_of='auto'), GROUPS)
+  assert chosen.by_group == expected
+  assert f'multiples of {max(expected.values())} on {device}' in chosen.why
+  assert chosen.why.endswith('of 2 for tiny; of 1 for one')
+
+
+def test_auto_without_a_table_is_for_the_present_device():
+  chosen = multiples_of(dtp.Budget(0.5, multiple_of='auto'), {'wide': 64})
+  assert chosen.by_group == {'wide': 8}
+  assert f'on {device_name()} (' in chosen.why
+
+
+@pytest.mark.parametrize(
+  ('multiple_of', 'by_group', 'why'), [(1, 1, ''), (3, 3, 'multiples of 3, as asked for')]
+)
+def test_a_number_holds_for_every_group(multiple_of, by_group, why):
+  chosen = multiples_of(dtp.Budget(0.5, multiple_of=multiple_of), GROUPS)
+  assert chosen == (dict.fromkeys(GROUPS, by_group), why)
+
+
+@pytest.mark.parametrize('scope', ['global', 'layer'])
+def test_auto_is_rounded_to_exactly_and_accounted_for(scope):
+  """Every width is a multiple or whole; learned ones could not be one multiple wider."""
+  model, x = LeNet(3, features=(8, 32), hidden=(40, 3)), jnp.ones((2, 12, 12, 1))
+  graph = dtp.trace(model.apply, jax.eval_shape(lambda: model.init(jax.random.key(0), x)), x)
+  elements = dtp.channels(graph)
+  resolved = resolve(dtp.Budget(0.4, of='macs', scope=scope, multiple_of='auto'), elements)
+  multiples = {'conv1': 4, 'conv2': 8, 'fc1': 8, 'fc2': 1}
+  assert resolved.multiples.by_group == multiples
+  hard = {}
+  for problem in resolved.problems:
+    ranking = np.random.default_rng(0).normal(size=problem.size)
+    hard |= problem.scatter(problem.hard(jnp.asarray(ranking)))
+  counts = {name: int(mask.sum()) for name, mask in hard.items()}
+  account = resolved.account(hard)
+  assert account.multiples == resolved.multiples.why
+  assert account.achieved == graph.macs.at(counts) <= account.requested
+  for name, size in graph.sizes.items():
+    assert counts[name] in {*range(0, size, multiples[name]), size}
+    more = min(size, counts[name] + multiples[name])
+    widened = graph.macs.at({**counts, name: more})
+    assert scope == 'layer' or counts[name] == size or widened > account.requested
+
+
+def test_auto_fits_budgets_by_layer(lenet):
+  """Groups of 4, 6, 8 and 5 channels: multiples of 2, 2, 4 and 2."""
+  ratios = {'conv2': 0.99, 'fc1': 0.99, 'fc2': 0.5}
+  budget = dtp.Budget(ratios, scope='layer', multiple_of='auto')
+  problems = resolve(budget, lenet[0]['channels']).problems
+  assert {p.names[0]: p.k for p in problems} == {'conv1': 4, 'conv2': 4, 'fc1': 4, 'fc2': 2}
+
+
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
@@ -203,6 +272,8 @@ def test_widths_by_layer_are_multiples_above_the_floor(lenet):
     (lambda p: dtp.Budget({'w0': 0.5}, scope='layer').count(3), ['per array']),
     (lambda p: resolve(dtp.Budget({'v*': 0.5}, scope='layer'), p), ["'v*'", "['w0']"]),
     (lambda p: resolve(dtp.Budget({'*': 0.5, 'w0': 0.1}, scope='layer'), p), ["'w0'", 'taken']),
+    (lambda p: dtp.Budget(0.5, multiple_of='fast'), ["multiple_of 'fast'", "'auto'"]),
+    (lambda p: resolve(dtp.Budget(0.5, multiple_of='auto'), p), ["'auto'", 'multiple_of=1']),
     (lambda p: resolve(dtp.Budget(0.33, scope='row'), p), ['0.33', '3.3 elements', '2:4']),
   ],
 )

@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
   def levels(self, name):
     """The counts that a group may keep."""
-    size, m = len(self.ranking[name]), self.floors['multiple_of']
+    size, m = len(self.ranking[name]), self.floors['multiple_of'][name]
     allowed = sorted({*range(0, size, m), size})
     return [k for k in allowed if k >= min(self.floors['min_keep'], size)]
 
@@ -51,7 +51,7 @@ def cases(draw, size=9, multiples=(1, 2, 4)):
   terms = draw(st.dictionaries(st.sampled_from(monomials), _COEFFICIENTS, max_size=5))
   floors = {
     'min_keep': draw(st.integers(0, 3)),
-    'multiple_of': draw(st.sampled_from(multiples)),
+    'multiple_of': {name: draw(st.sampled_from(multiples)) for name in names},
   }
   case = Case(ranking, Polynomial(terms, sizes), 0, floors)
   least = case.cost.at({name: case.levels(name)[0] for name in names})

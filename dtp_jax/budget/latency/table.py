@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dtp_jax.budget.device import device_name, tile
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
-from dtp_jax.budget.latency.measure import device_name, grid, resizable, time_calls
+from dtp_jax.budget.latency.measure import grid, resizable, time_calls
 from dtp_jax.files import write_text
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial
@@ -88,8 +89,9 @@ class LatencyTable:
     named = [(op, resizable(op.bare, batch_size)) for op in graph.operators if op.bare is not None]
     if not named:
       raise ValueError(f'the graph has no operator that can be timed alone:\n{graph}')
+    channels, _ = tile(device_name())
     distinct = {p.signature: p for _, p in named}
-    knots = {key: grid(p.full, points) for key, p in distinct.items()}
+    knots = {key: grid(p.full, points, channels) for key, p in distinct.items()}
     calls = {
       key: [(p.operator, p.eqn, p.shapes(widths)) for widths in itertools.product(*knots[key])]
       for key, p in distinct.items()
