@@ -100,7 +100,7 @@ class LatencyTable:
     curves = []
     for key, at in knots.items():
       measured = [times[operator, shapes] for operator, _, shapes in calls[key]]
-      curves.append(Curve(at, np.asarray(measured, np.int64).reshape(*map(len, at))))
+      curves.append(Curve(at, np.asarray(measured, np.int64).reshape(tuple(map(len, at)))))
     place = {key: i for i, key in enumerate(distinct)}
     return cls(
       device=device_name(),
