@@ -329,9 +329,10 @@ def test_runlocal_trains_a_step_of_every_stage(name):
     'image': np.random.default_rng(0).integers(0, 255, data.train['image'].shape, np.uint8),
     'label': np.arange(8, dtype=np.int32),
   }
-  step = jax.jit(functools.partial(train_step, built), compiler_options=QUICK)
-  for i in range(3):
-    state, metrics = step(enter_stage(built, state, i), batch)
+  step = functools.partial(train_step, built)
+  step = jax.jit(step, static_argnames='stage', compiler_options=QUICK)
+  for i, stage in enumerate(('dense', 'soft', 'hard')):
+    state, metrics = step(enter_stage(built, state, i), batch, stage=stage)
     assert np.isfinite(metrics['loss'])
   hard = {key: np.asarray(z) > 0 for key, z in state.transport.items()}
   assert all(set(np.unique(z)) <= {-1, 1} for z in state.transport.values())

@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array, lax
 
 from dtp_jax import transport
-from dtp_jax.budget.rounding import Cost, round_to_budget
+from dtp_jax.budget import rounding, rounding_traced
+from dtp_jax.budget.rounding import Cost
 
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 
@@ -103,7 +104,7 @@ class CostProblem:
     cost: the cost polynomial, or another `rounding.Cost`.
     limit: the budget in its unit.
     min_keep: channels that every group keeps.
-    multiple_of: groups keep a multiple of it, or all; {group: multiple} gives each its own.
+    multiple_of: groups keep a multiple of it, or all; or {group: counts} that each may keep.
   """
 
   def __init__(
@@ -113,7 +114,7 @@ class CostProblem:
     limit: int,
     *,
     min_keep: int,
-    multiple_of: int | Mapping[str, int],
+    multiple_of: int | rounding.Allowed,
   ):
     """Checks that the floors fit.
 
@@ -143,16 +144,20 @@ class CostProblem:
     return _split(flat, tuple(self.sizes), tuple((size,) for size in self.sizes.values()))
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
-    """The rounding of `round_to_budget`, on the host; under jit as a callback.
-
-    Exact integers need the host: costs exceed what int32 holds.
-    """
+    """The rounding of `round_to_budget`: on the host, and traced in integers under jit."""
     keep = self.keep if keep is None else keep
-    ranking = lax.stop_gradient(ranking)  # a callback has no derivative
-    if isinstance(ranking, jax.core.Tracer) or isinstance(keep, jax.core.Tracer):
-      shape = jax.ShapeDtypeStruct(jnp.shape(ranking), bool)
-      return jax.pure_callback(self._hard_at, shape, ranking, jnp.asarray(keep, jnp.float32))
-    return jnp.asarray(self._hard_at(ranking, keep))
+    ranking = lax.stop_gradient(ranking)
+    if not (isinstance(ranking, jax.core.Tracer) or isinstance(keep, jax.core.Tracer)):
+      limit = self.limit if self._ended(keep) else rounding.limit_at(self.cost, keep)
+      return jnp.asarray(self._round(np.asarray(ranking), limit))
+    limit = jnp.where(
+      self._ended(keep),
+      rounding_traced.as_limbs(self.limit, self.cost),
+      rounding_traced.limit_at(self.cost, jnp.asarray(keep, jnp.float32)),
+    )
+    return rounding_traced.round_to_budget(
+      ranking, self.cost, limit, self.sizes, floors=self._floors
+    )
 
   def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
     """`transport.soft_topk` under the cost."""
@@ -181,21 +186,16 @@ class CostProblem:
   def _share(self, mask: Array) -> Array:
     return self.cost.fraction(self.scatter(mask))
 
-  def _hard_at(self, ranking: Any, keep: Any) -> np.ndarray:
+  def _ended(self, keep: Any) -> Any:
     # A fraction that went through float32 must not move the final budget.
-    keep = float(np.asarray(keep))
-    final = keep <= self.keep + _RAMP_ROUNDING
-    limit = self.limit if final else min(int(keep * self.cost.total), self.cost.total)
-    return self._round(np.asarray(ranking), limit)
+    return jnp.asarray(keep, jnp.float32) <= np.float32(self.keep + _RAMP_ROUNDING)
+
+  @property
+  def _floors(self) -> dict[str, Any]:
+    return {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
 
   def _round(self, ranking: Any, limit: int) -> np.ndarray:
-    masks = round_to_budget(
-      self.scatter(ranking),
-      self.cost,
-      limit,
-      min_keep=self.min_keep,
-      multiple_of=self.multiple_of,
-    )
+    masks = rounding.round_to_budget(self.scatter(ranking), self.cost, limit, **self._floors)
     return np.concatenate(list(masks.values()))
 
 

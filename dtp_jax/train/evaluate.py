@@ -28,7 +28,7 @@ class Evaluator:
   def __init__(self, recipe: Recipe, data: Dataset, batch_size: int):
     """Compiles nothing yet."""
     self._data, self._batch_size = data, batch_size
-    self._masked = jax.jit(functools.partial(masked_params, recipe))
+    self._masked = jax.jit(functools.partial(masked_params, recipe), static_argnames='stage')
     self._apply_masks = jax.jit(recipe.pruner.apply_masks)
     self._stages, self._pruner = recipe.stages, recipe.pruner
 
@@ -42,10 +42,11 @@ class Evaluator:
       masks of the moment and gap, present minus hard (the discretisation gap); softness, kept and
       kept_per_array of the present masks.
     """
-    found = jax.block_until_ready(self._masked(state))
+    stage = self._stages.name(int(state.step) - 1)
+    found = jax.block_until_ready(self._masked(state, stage=stage))
     present = self._mean(found['params'], state.batch_stats)
     values = {**present, **{k: float(v) for k, v in found['metrics'].items()}}
-    if self._stages.is_soft(int(state.step) - 1):
+    if stage == 'soft':
       params = self._apply_masks(state.params, self._pruner.harden(state.extra))
       hard = self._mean(params, state.batch_stats)
       values['accuracy_hard'] = hard['accuracy']

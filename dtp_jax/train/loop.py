@@ -20,7 +20,6 @@ from dtp_jax.train import folder as run_folder
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
-from dtp_jax.train.optimizer import transplant
 from dtp_jax.train.recipe import Config, build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
@@ -87,11 +86,11 @@ class _Run:
     self._data = data
     self._evaluate = Evaluator(recipe, data, config.data.eval_batch_size)
 
-    def step(state, *arguments):
-      return train_step(recipe, state, data.batch(*arguments))
+    def step(stage, state, *arguments):
+      return train_step(recipe, state, data.batch(*arguments), stage=stage)
 
     self._enter = functools.partial(enter_stage, recipe)
-    self._step = jax.jit(step, donate_argnums=0)
+    self._step = jax.jit(step, static_argnums=0, donate_argnums=1)
     self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
     self._pending: list[tuple[int, Any]] = []
     self._seconds, self._began = seconds, time.monotonic()
@@ -117,7 +116,8 @@ class _Run:
       if self._checkpoints.latest is None:
         self._measure(state)
       for step in range(begin, self._stages.total):
-        state, metrics = self._step(self._enter(state, step), *next(batches))
+        stage = self._stages.name(step)
+        state, metrics = self._step(stage, self._enter(state, step), *next(batches))
         self._pending.append((step + 1, metrics))
         jax.block_until_ready(self._pending[-AHEAD - 1 : -AHEAD])
         bar.update(batch)
@@ -180,7 +180,7 @@ def _fork(source, create, stages: Stages, data) -> TrainState:
   with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
     donor, _ = checkpoints.restore(jax.eval_shape(template), stages.soft_start)
   state = create({'params': donor.params, 'batch_stats': donor.batch_stats})
-  opt_state = transplant(state.opt_state, donor.opt_state)
+  opt_state = {**state.opt_state, 'params': donor.opt_state['params']}
   return dataclasses.replace(state, step=donor.step, opt_state=opt_state)
 
 

@@ -17,7 +17,6 @@ from dtp_jax.data import Dataset
 from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
-from dtp_jax.train.optimizer import partitioned
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
@@ -61,12 +60,15 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   variables = jax.eval_shape(initialise, keys[0], images)
   elements = build_elements(config, model, variables, images)
   pruner = build_pruner(config, elements, stages)
-  tx = build_optimizer(config, stages, pruner.score_optimizer)
+  weights = build_optimizer(config, stages)
+  # Adam, since its step is free of the scale of the scores.
+  scores = pruner.score_optimizer or optax.adam(config.optimizer.score_learning_rate)
+  optimizers = {'params': weights, 'scores': scores}
 
   @jax.jit
   def start(keys, variables):
     variables = initialise(keys[0], images) if variables is None else variables
-    return create_train_state(variables, pruner, tx, keys[1])
+    return create_train_state(variables, pruner, optimizers, keys[1])
 
   def create(variables=None):
     # Keys and weights are arguments, not constants of the program: one for all seeds.
@@ -78,7 +80,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     apply=model.apply,
     preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
     pruner=pruner,
-    tx=tx,
+    optimizers=optimizers,
     stages=stages,
     label_smoothing=config.optimizer.label_smoothing,
   )
@@ -158,10 +160,8 @@ def build_budget(config: Config) -> Budget:
   return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=multiple)
 
 
-def build_optimizer(
-  config: Config, stages: Stages, scores: optax.GradientTransformation | None = None
-) -> optax.GradientTransformationExtraArgs:
-  """SGD or AdamW on the weights; on the scores what their method brings, else Adam."""
+def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:
+  """SGD or AdamW on the weights."""
   o = config.optimizer
   schedule = _choose({'cosine': _cosine, 'steps': _steps}, 'optimizer.schedule', o.schedule)
   rate = optax.join_schedules(
@@ -178,10 +178,7 @@ def build_optimizer(
     ),
     'adamw': lambda: optax.adamw(rate, weight_decay=o.weight_decay, mask=_kernels_only),
   }
-  weights = _choose(builders, 'optimizer.name', o.name)()
-  # Adam, since its step is free of the scale of the scores.
-  scores = scores or optax.adam(o.score_learning_rate)
-  return partitioned(weights, scores, learn_scores=stages.is_soft)
+  return _choose(builders, 'optimizer.name', o.name)()
 
 
 def _cosine(rate, steps, *, warmup, at):

@@ -1,12 +1,10 @@
 """The stages of a run, dense -> soft -> hard -> done, as functions of the step number."""
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-import jax.numpy as jnp
+__all__ = ['Stage', 'Stages']
 
-__all__ = ['NAMES', 'Stages']
-
-NAMES = ('dense', 'soft', 'hard', 'done')
+Stage = Literal['dense', 'soft', 'hard', 'done']
 
 
 class Stages(NamedTuple):
@@ -37,15 +35,7 @@ class Stages(NamedTuple):
     """Number of steps of the run."""
     return self.dense + self.soft + self.hard
 
-  def number(self, step: Any) -> Any:
-    """Stage number (0 dense, 1 soft, 2 hard) of a step; traceable."""
-    bounds = (self.soft_start, self.hard_start)
-    return sum(jnp.asarray(step >= bound, jnp.int32) for bound in bounds)
-
-  def name(self, step: int) -> str:
-    """Stage of a step on the host; 'done' past the end."""
-    return NAMES[sum(step >= b for b in (self.soft_start, self.hard_start, self.total))]
-
-  def is_soft(self, step: Any) -> Any:
-    """Whether a step lies in the soft stage; traceable."""
-    return (step >= self.soft_start) & (step < self.hard_start)
+  def name(self, step: int) -> Stage:
+    """Stage of a step; 'done' past the end."""
+    bounds = (self.soft_start, self.hard_start, self.total)
+    return get_args(Stage)[sum(step >= bound for bound in bounds)]

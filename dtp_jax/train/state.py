@@ -1,5 +1,6 @@
 """The state of a run: every collection by name."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -23,7 +24,7 @@ class TrainState:
     scores: trained importance scores {name: array}; empty for methods that learn none.
     batch_stats: running statistics of the normalisation layers; empty without them.
     transport: log-odds {name: array} that rank the elements; +1 and -1 once the mask is frozen.
-    opt_state: of the partitioned optimizer over {'params', 'scores'}.
+    opt_state: {'params': of the weights' optimizer, 'scores': of the scores'}.
   """
 
   step: Array
@@ -41,7 +42,7 @@ class TrainState:
 
 
 def create_train_state(
-  variables: Any, pruner: Pruner, tx: optax.GradientTransformation, rng: Array
+  variables: Any, pruner: Pruner, optimizers: Mapping[str, optax.GradientTransformation], rng: Array
 ) -> TrainState:
   """A state at step 0.
 
@@ -49,13 +50,14 @@ def create_train_state(
     variables: 'params' and, for networks that have them, 'batch_stats'.
     pruner: gives the scores and transport collections; both are started anew when the soft stage
       begins, from the weights of that moment.
-    tx: optimizer over {'params', 'scores'}.
+    optimizers: {'params': ..., 'scores': ...}.
     rng: base key.
 
   Returns:
     A TrainState.
   """
   extra = pruner.init(variables['params'])
+  learned = {'params': variables['params'], 'scores': extra['scores']}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     rngs={'train': rng},
@@ -63,5 +65,5 @@ def create_train_state(
     scores=extra['scores'],
     batch_stats=variables.get('batch_stats', {}),
     transport=extra['transport'],
-    opt_state=tx.init({'params': variables['params'], 'scores': extra['scores']}),
+    opt_state={name: tx.init(learned[name]) for name, tx in optimizers.items()},
   )

@@ -1,18 +1,18 @@
 """One training step and one evaluation step, pure and shared by every method and stage."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
 
 from dtp_jax import transport as ops
-from dtp_jax.methods import Extra, Pruner
+from dtp_jax.methods import Pruner
 from dtp_jax.prunable import Masks
-from dtp_jax.train.stages import Stages
+from dtp_jax.train.stages import Stage, Stages
 from dtp_jax.train.state import TrainState
 
 __all__ = ['Batch', 'Recipe', 'enter_stage', 'eval_step', 'masked_params', 'train_step']
@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
     apply: Linen's module.apply, with a `train` argument.
     preprocess: (key, uint8 images, train) -> float images.
     pruner: the pruning method, on the elements of this network.
-    tx: optimizer over {'params', 'scores'}.
+    optimizers: {'params': of the weights, 'scores': of the scores}.
     stages: stage lengths.
     label_smoothing: in [0, 1).
   """
@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
   apply: Callable[..., Any]
   preprocess: Callable[[Array, Array, bool], Array]
   pruner: Pruner
-  tx: optax.GradientTransformationExtraArgs
+  optimizers: Mapping[str, optax.GradientTransformation]
   stages: Stages
   label_smoothing: float = 0.0
 
@@ -43,9 +43,8 @@ class Recipe(NamedTuple):
 def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
   """The state that a step begins with: a new one at the first step of the soft and hard stages.
 
-  The soft stage starts from the weights of the moment, and the ranking is frozen at its end. Not a
-  part of `train_step`: the rounding to a budget of channels is the host's, and a program that calls
-  the host is compiled anew in every process.
+  The soft stage starts from the weights of the moment, and the ranking is frozen at its end: not a
+  part of `train_step`, which would carry both through every step.
 
   Args:
     recipe: static.
@@ -64,14 +63,18 @@ def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
 
 
 def train_step(
-  recipe: Recipe, state: TrainState, batch: Batch
+  recipe: Recipe, state: TrainState, batch: Batch, *, stage: Stage
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One step of whatever stage the step number lies in, which `enter_stage` began.
+  """One step of a stage, which `enter_stage` began.
+
+  Each stage is a program of its own that holds only what it needs: no mask is multiplied in the
+  dense stage, and scores are learned in the soft one alone.
 
   Args:
     recipe: static.
     state: donated by the caller's jit.
     batch: 'image' uint8 (B, H, W, C) and 'label' int32 (B,).
+    stage: static; `recipe.stages.name(step)` of the step that the state is at.
 
   Returns:
     The next state and scalar metrics: loss, accuracy, softness S (mean of 4 m (1 - m)) and kept
@@ -79,11 +82,12 @@ def train_step(
   """
   key_augment, key_model = jax.random.split(jax.random.fold_in(state.rngs['train'], state.step))
   images = recipe.preprocess(key_augment, batch['image'], True)
+  learned = ('params', 'scores') if stage == 'soft' else ('params',)
+  trained = {name: getattr(state, name) for name in learned}
 
-  def loss_fn(trainable):
-    params, extra = trainable['params'], {**state.extra, 'scores': trainable['scores']}
-    masks, transport = _stage_masks(recipe, params, extra, state.step)
-    params = recipe.pruner.apply_masks(params, masks)
+  def loss_fn(trained):
+    now = dataclasses.replace(state, **trained)
+    params, masks, transport = _pruned(recipe, now, state.step, stage)
     logits, updated = recipe.apply(
       _collections(params, state.batch_stats),
       images,
@@ -94,12 +98,14 @@ def train_step(
     loss = jnp.mean(_cross_entropy(logits, batch['label'], recipe.label_smoothing))
     return loss, (logits, masks, transport, updated.get('batch_stats', {}))
 
-  trainable = {'params': state.params, 'scores': state.scores}
   (loss, (logits, masks, transport, batch_stats)), grads = jax.value_and_grad(
     loss_fn, has_aux=True
-  )(trainable)
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, trainable, train_step=state.step)
-  trainable = cast('dict[str, Any]', optax.apply_updates(trainable, updates))
+  )(trained)
+  opt_state = dict(state.opt_state)
+  for name in learned:
+    tx = recipe.optimizers[name]
+    updates, opt_state[name] = tx.update(grads[name], opt_state[name], trained[name])
+    trained[name] = optax.apply_updates(trained[name], updates)
   metrics = {
     'loss': loss,
     'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label']),
@@ -108,29 +114,30 @@ def train_step(
   state = dataclasses.replace(
     state,
     step=state.step + 1,
-    params=trainable['params'],
-    scores=trainable['scores'],
     batch_stats=batch_stats,
     transport=transport,
     opt_state=opt_state,
+    **trained,
   )
   return state, metrics
 
 
-def masked_params(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+def masked_params(recipe: Recipe, state: TrainState, *, stage: Stage) -> dict[str, Any]:
   """The network as it was last trained.
+
+  Args:
+    recipe: static.
+    state: after a step, or at step 0.
+    stage: static; that of the last step: at the bound of two stages the network is still that of
+      the first.
 
   Returns:
     'params' multiplied by their masks, the 'metrics' of these, and 'kept_per_array' {name: mean of
     the mask}.
   """
-  last = state.step - 1  # at the bound of two stages the network is still that of the first
-  masks, _ = _stage_masks(recipe, state.params, state.extra, last)
-  return {
-    'params': recipe.pruner.apply_masks(state.params, masks),
-    'metrics': _mask_metrics(masks),
-    'kept_per_array': {name: jnp.mean(mask) for name, mask in masks.items()},
-  }
+  params, masks, _ = _pruned(recipe, state, state.step - 1, stage)
+  kept = {name: jnp.mean(masks[name]) if masks else jnp.ones(()) for name in state.transport}
+  return {'params': params, 'metrics': _mask_metrics(masks), 'kept_per_array': kept}
 
 
 def eval_step(
@@ -170,33 +177,27 @@ def _frozen(transport, hard):
   return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
 
 
-def _stage_masks(recipe, params, extra: Extra, step) -> tuple[Masks, dict[str, Array]]:
-  """Masks of the stage the step lies in, and the next transport collection."""
-  present = extra['transport']
-
-  def dense(*_):
-    return {name: jnp.ones_like(z) for name, z in present.items()}, present
-
-  def soft(params, extra):
-    masks, following = recipe.pruner.masks(params, extra, step - recipe.stages.soft_start)
-    return _as_floats(masks, present), following
-
-  def hard(*_):
-    return {name: (z > 0).astype(z.dtype) for name, z in present.items()}, present
-
-  return lax.switch(recipe.stages.number(step), (dense, soft, hard), params, extra)
+def _pruned(recipe: Recipe, state: TrainState, step, stage: Stage):
+  """(pruned parameters, masks, the next transport collection); the dense stage has no masks."""
+  present = state.transport
+  if stage == 'dense':
+    return state.params, {}, present
+  if stage == 'soft':
+    masks, following = recipe.pruner.masks(state.params, state.extra, step - recipe.stages.dense)
+    masks = {name: mask.astype(present[name].dtype) for name, mask in masks.items()}
+  else:
+    masks, following = {name: (z > 0).astype(z.dtype) for name, z in present.items()}, present
+  return recipe.pruner.apply_masks(state.params, masks), masks, following
 
 
-def _as_floats(masks, like):
-  return {name: mask.astype(like[name].dtype) for name, mask in masks.items()}
-
-
-def _mask_metrics(masks):
+def _mask_metrics(masks: Masks) -> dict[str, Array]:
+  if not masks:
+    return {'softness': jnp.zeros(()), 'kept': jnp.ones(())}
   flat = [jnp.ravel(mask) for mask in masks.values()]
   size = sum(m.size for m in flat)
   return {
-    'softness': sum(ops.softness(m) * m.size for m in flat) / size,
-    'kept': sum(jnp.sum(m) for m in flat) / size,
+    'softness': sum((ops.softness(m) * m.size for m in flat), jnp.zeros(())) / size,
+    'kept': sum((jnp.sum(m) for m in flat), jnp.zeros(())) / size,
   }
 
 

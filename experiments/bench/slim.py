@@ -34,9 +34,9 @@ from absl import app, flags
 import dtp_jax as dtp
 from dtp_jax import models
 from dtp_jax.budget import Budget
-from dtp_jax.budget.multiples import multiples_of
 from dtp_jax.budget.problem import CostProblem
 from dtp_jax.budget.rounding import Cost, round_to_budget
+from dtp_jax.budget.widths import Choice, choice
 from dtp_jax.export import onnx
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import stablehlo
@@ -125,12 +125,12 @@ class Ranked(NamedTuple):
   Attributes:
     cost: of the budget.
     ranking: {group: (n,)}.
-    multiples: {group: multiple}.
+    widths: that groups may have.
   """
 
   cost: Cost
   ranking: dict[str, np.ndarray]
-  multiples: dict[str, int]
+  widths: Choice
 
   @classmethod
   def of(cls, graph: Graph, budget: Budget) -> 'Ranked':
@@ -142,11 +142,11 @@ class Ranked(NamedTuple):
     evidence = jnp.asarray(np.exp(2 * np.concatenate(drawn)), jnp.float32)
     prices = problem.prices(jnp.zeros(len(evidence)))
     ranking = log_importance(jnp.ones_like(evidence), evidence, prices, share=1.0)
-    return cls(cost, problem.scatter(np.asarray(ranking)), multiples_of(budget, sizes).by_group)
+    return cls(cost, problem.scatter(np.asarray(ranking)), choice(budget, sizes))
 
   def at(self, limit: int) -> dict[str, np.ndarray]:
     """The hard masks of a limit."""
-    return round_to_budget(self.ranking, self.cost, limit, multiple_of=self.multiples)
+    return round_to_budget(self.ranking, self.cost, limit, multiple_of=self.widths.multiple_of)
 
 
 def masks(
@@ -173,7 +173,7 @@ def _at_least(
   ranked: Ranked, measure: Callable[[dict[str, np.ndarray]], int], least: int
 ) -> dict[str, np.ndarray]:
   """The masks of the smallest limit that measure at least so much, by bisection."""
-  low, high = ranked.cost.at(dict.fromkeys(ranked.multiples, 0)), ranked.cost.total
+  low, high = ranked.cost.at(dict.fromkeys(ranked.ranking, 0)), ranked.cost.total
   best = ranked.at(high)
   while high - low > ranked.cost.total // 2000:
     middle = (low + high) // 2

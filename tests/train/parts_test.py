@@ -9,7 +9,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -19,7 +18,6 @@ from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
-from dtp_jax.train.optimizer import partitioned, transplant
 from dtp_jax.train.recipe import build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.step import enter_stage, train_step
@@ -37,15 +35,6 @@ def test_stages_follow_the_step_number():
   stages = Stages(2, 3, 1)
   names = [stages.name(step) for step in range(7)]
   assert names == ['dense'] * 2 + ['soft'] * 3 + ['hard', 'done']
-  assert [int(stages.number(step)) for step in range(6)] == [0, 0, 1, 1, 1, 2]
-  assert [bool(stages.is_soft(step)) for step in range(6)] == [
-    False,
-    False,
-    True,
-    True,
-    True,
-    False,
-  ]
 
 
 @pytest.fixture(scope='module')
@@ -54,31 +43,50 @@ def stepped(built):
   data, recipe, create = built
   traces = []
 
-  def step(state, index):
-    traces.append(1)
-    return train_step(recipe, state, Resident.batch(train, index))
+  def step(stage, state, index):
+    traces.append(stage)
+    return train_step(recipe, state, Resident.batch(train, index), stage=stage)
 
   train = jax.tree.map(jnp.asarray, data.train)
-  step, state = jax.jit(step, donate_argnums=0), create()
+  step, state = jax.jit(step, static_argnums=0, donate_argnums=1), create()
   states = [jax.device_get(dataclasses.replace(state, rngs={}))]
   for i in range(recipe.stages.total):
-    state, _ = step(enter_stage(recipe, state, i), np.arange(32, dtype=np.int32) + i)
+    stage, index = recipe.stages.name(i), np.arange(32, dtype=np.int32) + i
+    state, _ = step(stage, enter_stage(recipe, state, i), index)
     states.append(jax.device_get(dataclasses.replace(state, rngs={})))
   return states, traces
 
 
-def test_one_trace_serves_every_stage(built, stepped):
+def test_one_trace_serves_every_step_of_a_stage(built, stepped):
   states, traces = stepped
   assert [int(state.step) for state in states] == list(range(built[1].stages.total + 1))
-  assert len(traces) == 1
+  assert traces == ['dense', 'soft', 'hard']
+
+
+@pytest.mark.parametrize('stage', ['dense', 'soft', 'hard'])
+def test_a_stage_touches_only_what_it_needs(built, stage):
+  """Scores, their optimizer and the log-odds leave the step as they came, but for the soft one."""
+  data, recipe, create = built
+  batch = {name: jnp.asarray(x[:8]) for name, x in data.train.items()}
+  state = jax.eval_shape(create)
+  traced = jax.make_jaxpr(functools.partial(train_step, recipe, stage=stage))(state, batch).jaxpr
+  before = jax.tree.unflatten(jax.tree.structure((state, batch)), traced.invars)[0]
+  after = traced.outvars[: len(jax.tree.leaves(state))]
+  after = jax.tree.unflatten(jax.tree.structure(state), after)
+  for name in ('scores', 'transport'):
+    pairs = zip(getattr(before, name).values(), getattr(after, name).values(), strict=True)
+    assert {a is b for a, b in pairs} == {stage != 'soft'}
+  masked = [v.aval.shape for e in traced.eqns if e.primitive.name == 'gt' for v in e.outvars]
+  assert all((z.shape in masked) == (stage == 'hard') for z in state.transport.values())
+  assert 'callback' not in str(traced)
 
 
 def test_scores_learn_in_the_soft_stage_alone_and_the_log_odds_freeze(built, stepped):
   states, stages = stepped[0], built[1].stages
   seen = {}
   for i, (state, following) in enumerate(itertools.pairwise(states)):
-    moved = any(np.any(a != b) for a, b in zip(
-      jax.tree.leaves(state.scores), jax.tree.leaves(following.scores), strict=True))  # fmt: skip
+    pair = (jax.tree.leaves((s.scores, s.opt_state['scores'])) for s in (state, following))
+    moved = any(np.any(a != b) for a, b in zip(*pair, strict=True))
     seen.setdefault(stages.name(i), set()).add(moved)
   assert seen == {'dense': {False}, 'soft': {True}, 'hard': {False}}
   frozen = states[stages.hard_start + 1].transport
@@ -86,45 +94,6 @@ def test_scores_learn_in_the_soft_stage_alone_and_the_log_odds_freeze(built, ste
     for name, z in state.transport.items():
       np.testing.assert_array_equal(z, frozen[name])
       assert set(np.unique(z)) <= {-1.0, 1.0}
-
-
-def test_each_branch_has_its_own_optimizer():
-  tx = partitioned(optax.sgd(0.5), optax.sgd(0.1), learn_scores=lambda step: step >= 1)
-  tree = {'params': {'w': jnp.ones(2)}, 'scores': {'w': jnp.ones(2)}}
-  state = tx.init(tree)
-  grads = {'params': {'w': jnp.ones(2)}, 'scores': {'w': jnp.ones(2)}}
-  updates, state = tx.update(grads, state, tree, train_step=0)
-  np.testing.assert_allclose(updates['params']['w'], -0.5)
-  np.testing.assert_array_equal(updates['scores']['w'], 0.0)
-  updates, state = tx.update(grads, state, tree, train_step=1)
-  np.testing.assert_allclose(updates['scores']['w'], -0.1)
-
-
-def test_adam_on_scores_starts_fresh_when_the_soft_stage_does():
-  """Steps before it must not age Adam's bias correction: its first step is the learning rate."""
-  tx = partitioned(optax.sgd(0.5), optax.adam(0.1), learn_scores=lambda step: step >= 50)
-  tree = {'params': {}, 'scores': {'w': jnp.zeros(3)}}
-  state = tx.init(tree)
-  zeros, update = jax.tree.map(jnp.zeros_like, tree), jax.jit(tx.update)
-  for step in range(50):
-    _, state = update(zeros, state, tree, train_step=step)
-  grads = {'params': {}, 'scores': {'w': jnp.full(3, 1e-3)}}
-  updates, _ = update(grads, state, tree, train_step=50)
-  np.testing.assert_allclose(updates['scores']['w'], -0.1, rtol=1e-4)
-
-
-def test_transplant_takes_the_weights_branch_alone():
-  tx = partitioned(optax.adam(0.5), optax.adam(0.1), learn_scores=lambda step: True)
-  tree = {'params': {'w': jnp.ones(2)}, 'scores': {'s': jnp.ones(3)}}
-  donor = tx.init({'params': {'w': jnp.ones(2)}, 'scores': {}})
-  donor_tree = {'params': {'w': jnp.ones(2)}, 'scores': {}}
-  _, donor = tx.update(donor_tree, donor, donor_tree, train_step=0)
-  merged = transplant(tx.init(tree), donor)
-  moments = jax.tree.leaves(merged.inner_states['params'])
-  expected = jax.tree.leaves(donor.inner_states['params'])
-  for ours, theirs in zip(moments, expected, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-  tx.update(tree, merged, tree, train_step=1)  # still fits the tree
 
 
 def test_evaluation_counts_every_example_once(built):

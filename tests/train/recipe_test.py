@@ -19,12 +19,12 @@ def rates(config, stages):
   """The learning rate of every step, read off the updates of plain SGD."""
   config.optimizer.update({'momentum': 0.0, 'nesterov': False, 'weight_decay': 0.0})
   tx = recipe.build_optimizer(config, stages)
-  tree = {'params': {'w': jnp.ones(1)}, 'scores': {}}
+  tree = {'w': jnp.ones(1)}
   state, seen = tx.init(tree), []
   update = jax.jit(tx.update)
-  for step in range(stages.total):
-    updates, state = update(tree, state, tree, train_step=step)
-    seen.append(-updates['params']['w'][0])
+  for _ in range(stages.total):
+    updates, state = update(tree, state, tree)
+    seen.append(-updates['w'][0])
   return np.asarray(seen)
 
 

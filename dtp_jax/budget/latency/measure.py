@@ -110,16 +110,15 @@ def resizable(bare: Bare, batch_size: int) -> Resizable:
 def grid(full: Sequence[int], points: int, tile: int = 1) -> tuple[tuple[int, ...], ...]:
   """Knots per width: 1, the full width, and equal parts of it in between.
 
-  Up to two widths get `points` each; of more, fewer: about points^2 in all, at least 2 each. What
-  lies in between is rounded to multiples of the tile where there are enough of them: a curve then
-  says what multiples take, and not what a scalar rest adds to them.
+  About points^2 in all, at least 2 each. Of widths of two tiles and more they are multiples of the
+  tile: a curve then says what multiples take, and not what a scalar rest adds to them.
   """
-  if len(full) > 2:
-    points = max(2, round(points ** (2 / len(full))))
+  each = max(2, round(points ** (2 / max(len(full), 1))))
 
   def knots(n: int) -> tuple[int, ...]:
-    step = tile if n >= tile * (points - 1) else 1
-    inner = (max(1, round(n * k / (points - 1) / step) * step) for k in range(1, points - 1))
+    step = tile if n >= 2 * tile else 1
+    parts = min(each - 1, n // step)
+    inner = (round(n * k / parts / step) * step for k in range(1, parts))
     return tuple(sorted({1, n, *inner}))
 
   return tuple(map(knots, full))
