@@ -87,6 +87,10 @@ class CountProblem(NamedTuple):
     """`transport.proximal_step`."""
     return transport.proximal_step(scores, state, keep=keep, **options)
 
+  def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
+    """`transport.anneal`."""
+    return transport.anneal(scores, state, keep=keep, ceiling=ceiling)
+
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no element apart: 4 rho (1 - rho)."""
     return 4 * jnp.asarray(keep) * (1 - jnp.asarray(keep))
@@ -170,6 +174,10 @@ class CostProblem:
     share, degree = self._share, max(1, self.cost.degree)
     return transport.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
 
+  def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
+    """`transport.anneal` under the cost."""
+    return transport.anneal(scores, state, keep=keep, ceiling=ceiling, cost=self._share)
+
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no channel apart: 4 q (1 - q).
 
@@ -205,9 +213,8 @@ Problem: TypeAlias = CountProblem | CostProblem  # what a method is written for
 def _split(
   flat: Any, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> dict[str, Any]:
-  arrays, start = {}, 0
-  for name, shape in zip(names, shapes, strict=True):
-    stop = start + math.prod(shape)
-    arrays[name] = flat[start:stop].reshape(shape)
-    start = stop
-  return arrays
+  if isinstance(flat, np.ndarray):
+    parts = np.split(flat, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+  else:  # not slices: the transpose of those is a sum of as many arrays of the whole size
+    parts = lax.split(flat, [math.prod(shape) for shape in shapes])
+  return {n: part.reshape(s) for n, s, part in zip(names, shapes, parts, strict=True)}
