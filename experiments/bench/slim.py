@@ -134,17 +134,13 @@ class Ranked(NamedTuple):
 
   @classmethod
   def of(cls, graph: Graph, budget: Budget) -> 'Ranked':
-    """Drawn importance per price: the mean price on the way from nothing to the dense network."""
+    """Drawn importance per price, prices at half width."""
     sizes = graph.sizes
     cost = graph.macs if isinstance(budget.of, str) else budget.of.cost(sizes)
     problem = CostProblem(sizes, cost, cost.total, min_keep=1, multiple_of=1)
     drawn = [np.random.default_rng(zlib.crc32(g.encode())).normal(size=n) for g, n in sizes.items()]
     evidence = jnp.asarray(np.exp(2 * np.concatenate(drawn)), jnp.float32)
-    shares = jnp.linspace(1 / 32, 31 / 32, 16)
-    slopes = jax.vmap(
-      lambda share: problem.prices(jnp.full(len(evidence), jax.scipy.special.logit(share)))
-    )
-    prices = jnp.mean(slopes(shares), axis=0)
+    prices = problem.prices(jnp.zeros(len(evidence)))
     ranking = log_importance(jnp.ones_like(evidence), evidence, prices, share=1.0)
     return cls(cost, problem.scatter(np.asarray(ranking)), choice(budget, sizes))
 
