@@ -35,7 +35,7 @@ def get_config() -> Any:
   config.prune.scope = 'global'  # global, layer, erk, row; channels know the first two
   config.prune.ratios = ()  # per layer instead: pairs (glob pattern, fraction); scope 'layer'
   config.prune.min_keep = 1  # channels that every group keeps
-  config.prune.multiple_of = 1  # of channels kept, for hardware
+  config.prune.multiple_of = '1'  # of channels kept, for hardware; 'auto': what it is fast at
   config.prune.importance = 'l2'  # of channels: l1, l2, bn
   config.prune.exclude = ()  # glob patterns of paths that stay dense
   config.prune.group = 4  # of nm: m

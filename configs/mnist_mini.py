@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> Any:
   config.prune.granularity = 'channels'
   config.prune.of = 'macs'
   config.prune.keep = 0.05
-  config.prune.multiple_of = 4
+  config.prune.multiple_of = '4'
   config.model.update({'name': 'resnet_cifar', 'depth': 8, 'width': 24, 'stem_strides': 2})
   config.data.name = 'mnist_crowded'
   config.data.crop_padding = 2

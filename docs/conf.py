@@ -36,9 +36,10 @@ import dtp_jax  # noqa: E402
 
 
 def _digest() -> str:
-  """Changes with the code that pages run and with what is installed."""
+  """Changes with what pages run and read, and with what is installed."""
   files = [ROOT / 'docs/requirements.lock', *sorted(ROOT.glob('dtp_jax/**/*.py'))]
   files += sorted(ROOT.glob('configs/*.py'))
+  files += sorted(ROOT.glob('experiments/results/*/*.csv'))
   return hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 

@@ -33,13 +33,15 @@ class Budget:
     min_keep: channels that every group keeps at least (single weights know no floor); a mapping
       that gives a group less is refused.
     multiple_of: channel groups keep a multiple of it (8, 128 for hardware), or all their channels.
+      'auto' chooses for each group what the device is fast at, as `dtp_jax.budget.multiples` says;
+      what was chosen stands in the account.
   """
 
   keep: float | int | Mapping[str, float]
   of: Any = 'count'
   scope: Scope = 'global'
   min_keep: int = 1
-  multiple_of: int = 1
+  multiple_of: int | Literal['auto'] = 1
 
   def __post_init__(self):
     """Raises ValueError on a keep or a scope out of range."""
@@ -48,9 +50,11 @@ class Budget:
       raise ValueError(f'scope is {self.scope!r}; expected one of {get_args(Scope)}.')
     if not isinstance(self.of, str) and not hasattr(self.of, 'cost'):
       raise ValueError(f"of is {self.of!r}; expected 'count', 'params', 'macs' or a LatencyTable.")
-    if self.min_keep < 0 or self.multiple_of < 1:
+    multiple = self.multiple_of
+    if self.min_keep < 0 or (multiple < 1 if isinstance(multiple, int) else multiple != 'auto'):
       raise ValueError(
-        f'min_keep is {self.min_keep} and multiple_of {self.multiple_of}; expected >= 0 and >= 1.'
+        f'min_keep is {self.min_keep} and multiple_of {multiple!r}; expected >= 0, and >= 1 or '
+        "'auto'."
       )
 
   @property

@@ -108,11 +108,17 @@ class CostProblem:
     cost: the cost polynomial, or another `rounding.Cost`.
     limit: the budget in its unit.
     min_keep: channels that every group keeps.
-    multiple_of: groups keep a multiple of it, or all.
+    multiple_of: groups keep a multiple of it, or all; or {group: counts} that each may keep.
   """
 
   def __init__(
-    self, sizes: Mapping[str, int], cost: Cost, limit: int, *, min_keep: int, multiple_of: int
+    self,
+    sizes: Mapping[str, int],
+    cost: Cost,
+    limit: int,
+    *,
+    min_keep: int,
+    multiple_of: int | rounding.Allowed,
   ):
     """Checks that the floors fit.
 
@@ -193,7 +199,7 @@ class CostProblem:
     return jnp.asarray(keep, jnp.float32) <= np.float32(self.keep + _RAMP_ROUNDING)
 
   @property
-  def _floors(self) -> dict[str, int]:
+  def _floors(self) -> dict[str, Any]:
     return {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
 
   def _round(self, ranking: Any, limit: int) -> np.ndarray:

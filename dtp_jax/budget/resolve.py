@@ -6,7 +6,7 @@ is in the one object that `resolve` returns.
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from dtp_jax.budget.budget import Budget, floored
 from dtp_jax.budget.problem import CostProblem, CountProblem, Problem
-from dtp_jax.budget.rounding import Cost, round_to_budget
+from dtp_jax.budget.rounding import Cost, Widths, round_to_budget
+from dtp_jax.budget.widths import Choice, choice
 from dtp_jax.graph.cost import counts_of
 from dtp_jax.prunable import Prunable
 
@@ -25,12 +26,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Account(NamedTuple):
-  """Requested and achieved, in the unit asked for, and what the dense network has of it."""
+  """Requested and achieved, in the unit asked for, and what the dense network has of it.
+
+  `multiples` says which widths the groups of channels had to choose from, and why; empty for any.
+  """
 
   unit: str
   requested: int
   achieved: int
   total: int
+  multiples: str = ''
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,7 @@ class Resolved:
     requested: how much is to be kept, in that unit.
     total: how much the dense network has.
     spend: {name: number kept} -> its amount in that unit, exact.
+    widths: which numbers of channels the groups may keep, and why.
   """
 
   problems: tuple[Problem, ...]
@@ -50,6 +56,7 @@ class Resolved:
   requested: int
   total: int
   spend: Callable[[Mapping[str, int]], int]
+  widths: Choice
 
   @property
   def keep(self) -> float:
@@ -58,7 +65,8 @@ class Resolved:
 
   def account(self, hard: Mapping[str, Any]) -> Account:
     """What was asked for and what hard masks {name: array of 0 and 1} came to."""
-    return Account(self.unit, self.requested, self.spend(counts_of(hard)), self.total)
+    achieved = self.spend(counts_of(hard))
+    return Account(self.unit, self.requested, achieved, self.total, self.widths.why)
 
 
 def resolve(budget: Budget, elements: Prunable) -> Resolved:
@@ -80,13 +88,17 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
     return _channels(budget, elements)
   if budget.of != 'count' or budget.multiple_of != 1:
     raise ValueError(
-      f'of is {budget.of!r} and multiple_of {budget.multiple_of}; single weights, rows and blocks '
-      "are counted: expected of='count', multiple_of=1."
+      f'of is {budget.of!r} and multiple_of {budget.multiple_of!r}; single weights, rows and '
+      "blocks are counted: expected of='count', multiple_of=1."
     )
   problems = _counted(budget, elements.shapes, elements.sizes, elements.density)
   requested = sum(p.k * p.copies for p in problems)
   total = sum(elements.sizes.values())
-  return Resolved(problems, 'count', requested, total, lambda counts: sum(counts.values()))
+  return Resolved(problems, 'count', requested, total, _sum, Choice(1, ''))
+
+
+def _sum(counts: Sizes) -> int:
+  return sum(counts.values())
 
 
 def _counted(
@@ -110,21 +122,24 @@ def _channels(budget: Budget, elements: Prunable) -> Resolved:
   if budget.scope not in ('global', 'layer'):
     raise ValueError(f"scope is {budget.scope!r}; channels know 'global' and 'layer'.")
   sizes, cost = elements.sizes, _cost_of(budget, elements)
+  allowed = choice(budget, sizes)
   if isinstance(budget.keep, Mapping):
     shares = _shares(budget.keep, sizes)
-    widths = {name: _width(budget, name, k, sizes[name]) for name, k in shares.items()}
+    known = Widths.of(sizes, budget.min_keep, allowed.multiple_of)
+    widths = {name: _width(known, name, k) for name, k in shares.items()}
     problems, limit = _per_array(elements.shapes, widths), sum(shares.values())
   else:
     limit = budget.count(cost.total)
-    problems = _of_cost(budget, elements.shapes, sizes, cost, limit)
-  return Resolved(problems, budget.unit, limit, cost.total, cost.at)
+    problems = _of_cost(budget, elements.shapes, cost, limit, allowed)
+  return Resolved(problems, budget.unit, limit, cost.total, cost.at, allowed)
 
 
 def _of_cost(
-  budget: Budget, shapes: Shapes, sizes: Sizes, cost: Cost, limit: int
+  budget: Budget, shapes: Shapes, cost: Cost, limit: int, allowed: Choice
 ) -> tuple[Problem, ...]:
   """The problems of channels whose cost is limited."""
-  floors = {'min_keep': budget.min_keep, 'multiple_of': budget.multiple_of}
+  sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+  floors: Any = {'min_keep': budget.min_keep, 'multiple_of': allowed.multiple_of}
   if budget.scope == 'global':
     return (CostProblem(sizes, cost, limit, **floors),)
   # Ranked by their place in their group, a prefix of all channels is the same share of each. What
@@ -168,16 +183,23 @@ def _shares(ratios: Mapping[str, float], sizes: Sizes) -> dict[str, int]:
   return counts
 
 
-def _width(budget: Budget, name: str, count: int, size: int) -> int:
+def _width(widths: Widths, name: str, count: int) -> int:
   """The largest width of a group within `count` channels, which may not be below its floor."""
-  multiple = budget.multiple_of
-  width = size if count == size else count // multiple * multiple
-  if width < min(size, budget.min_keep):
+  width, size = widths.below(name, count), widths.sizes[name]
+  if width < min(size, widths.min_keep):
     raise ValueError(
-      f'keep leaves {width} of the {size} channels of {name!r} (multiples of {multiple}), below '
-      f'min_keep={budget.min_keep}. Raise its fraction or lower min_keep or multiple_of.'
+      f'keep leaves {width} of the {size} channels of {name!r}, which may keep '
+      f'{_listed(widths.allowed[name])}: below min_keep={widths.min_keep}. Raise its fraction or '
+      'lower min_keep or multiple_of.'
     )
   return width
+
+
+def _listed(counts: Sequence[int]) -> str:
+  """A few counts in words."""
+  if len(counts) <= 6:
+    return ', '.join(map(str, counts))
+  return f'{", ".join(map(str, counts[:3]))}, ..., {counts[-1]}'
 
 
 def _row_problem(name: str, shape: tuple[int, ...], budget: Budget) -> CountProblem:

@@ -5,7 +5,7 @@ the budget, and no channel that is left out could be added without exceeding it.
 """
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ __all__ = ['PARTS', 'Cost', 'Widths', 'limit_at', 'round_to_budget']
 PARTS = 2**24  # of a whole: kept fractions on a ramp are rounded down to it, as float32 holds them
 
 Counts = Mapping[str, int]
+Allowed = Mapping[str, Sequence[int]]  # {group: the increasing counts that it may keep}
 
 
 class Cost(Protocol):
@@ -45,7 +46,7 @@ def round_to_budget(
   limit: int,
   *,
   min_keep: int = 1,
-  multiple_of: int = 1,
+  multiple_of: int | Allowed = 1,
   fill_once: bool = False,
 ) -> dict[str, np.ndarray]:
   """The best-ranked channels whose cost stays within a limit.
@@ -60,7 +61,8 @@ def round_to_budget(
     cost: its `at` must rise with every count.
     limit: largest cost, in the unit of the cost.
     min_keep: channels that every group keeps at least.
-    multiple_of: groups keep a multiple of it, or all their channels.
+    multiple_of: groups keep a multiple of it, or all their channels; or {group: counts} that each
+      may keep, increasing, none and all of its channels among them.
     fill_once: the filling adds at most one channel (or multiple) to a group.
 
   Returns:
@@ -69,7 +71,7 @@ def round_to_budget(
   Raises:
     ValueError: a limit below the cost of the floors; the message names both.
   """
-  widths = Widths({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
+  widths = Widths.of({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
   sizes = list(widths.sizes.values())
   flat = np.concatenate([np.asarray(z, np.float64) for z in ranking.values()])
   order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind='stable')
@@ -79,10 +81,10 @@ def round_to_budget(
     return cost.at(widths.of_prefix(owner[:length]))
 
   if cost_of_prefix(0) > limit:
+    steps = f' (multiples of {multiple_of})' if isinstance(multiple_of, int) else ''
     raise ValueError(
-      f'a budget of {limit} cannot be met: the floor of {min_keep} channels a group (multiples of '
-      f'{multiple_of}) costs {cost_of_prefix(0)} of {cost.total}. Raise the budget or lower '
-      'min_keep or multiple_of.'
+      f'a budget of {limit} cannot be met: the floor of {min_keep} channels a group{steps} costs '
+      f'{cost_of_prefix(0)} of {cost.total}. Raise the budget or lower min_keep or multiple_of.'
     )
   longest = bisect.bisect_right(range(1, len(owner) + 1), limit, key=cost_of_prefix)
   counts = widths.of_prefix(owner[:longest])
@@ -100,23 +102,35 @@ def limit_at(cost: Cost, keep: Any) -> int:
 
 
 class Widths(NamedTuple):
-  """The counts that groups of some `sizes` may have: multiples, or the whole group."""
+  """The counts that groups of some `sizes` may have, with a floor for all."""
 
   sizes: Counts
   min_keep: int
-  multiple_of: int
+  allowed: Allowed
+
+  @classmethod
+  def of(cls, sizes: Counts, min_keep: int, multiple_of: int | Allowed) -> 'Widths':
+    """From the arguments of `round_to_budget`."""
+    if isinstance(multiple_of, int):
+      multiple_of = {name: (*range(0, n, multiple_of), n) for name, n in sizes.items()}
+    return cls(sizes, min_keep, multiple_of)
 
   def above(self, name: str, count: int) -> int:
-    """The smallest allowed count that is at least `count`."""
-    return min(self.sizes[name], -(-count // self.multiple_of) * self.multiple_of)
+    """The smallest allowed count that is at least `count`; the whole group where none is."""
+    allowed = self.allowed[name]
+    return allowed[min(bisect.bisect_left(allowed, count), len(allowed) - 1)]
+
+  def below(self, name: str, count: int) -> int:
+    """The largest allowed count that is at most `count`."""
+    allowed = self.allowed[name]
+    return allowed[bisect.bisect_right(allowed, count) - 1]
 
   def of_prefix(self, owner: np.ndarray) -> dict[str, int]:
     """The largest allowed counts within a prefix of the ranking, but for the floors."""
     counts: dict[str, int] = {}
     taken = np.bincount(owner, minlength=len(self.sizes)).tolist()
-    for (name, size), count in zip(self.sizes.items(), taken, strict=True):
-      below = size if count >= size else count // self.multiple_of * self.multiple_of
-      counts[name] = max(self.above(name, self.min_keep), below)
+    for name, count in zip(self.sizes, taken, strict=True):
+      counts[name] = max(self.above(name, self.min_keep), self.below(name, count))
     return counts
 
   def filled(

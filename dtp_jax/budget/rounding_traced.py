@@ -24,7 +24,7 @@ _DIGIT = 2**_BITS - 1
 
 
 def round_to_budget(
-  ranking: Array, cost: Cost, limit: Array, sizes: Mapping[str, int], *, floors: Mapping[str, int]
+  ranking: Array, cost: Cost, limit: Array, sizes: Mapping[str, int], *, floors: Mapping[str, Any]
 ) -> Array:
   """The channels that `rounding.round_to_budget` keeps.
 
@@ -42,8 +42,7 @@ def round_to_budget(
     Boolean (n,).
   """
   groups, n = len(sizes), len(ranking)
-  widths = Widths(sizes, **floors)
-  size = jnp.asarray(list(sizes.values()), jnp.int32)
+  widths = Widths.of(sizes, **floors)
   least = jnp.asarray([widths.above(name, widths.min_keep) for name in sizes], jnp.int32)
   keys = ordered_bits(jnp.where(jnp.isnan(ranking), -jnp.inf, ranking))
   order = jnp.argsort(~keys, stable=True)
@@ -52,11 +51,15 @@ def round_to_budget(
   grouped = jnp.argsort(owner, stable=True)
   place = jnp.asarray(np.concatenate([np.arange(1, k + 1) for k in sizes.values()]), jnp.int32)
   place = jnp.zeros(n, jnp.int32).at[grouped].set(place)
-  multiple = widths.multiple_of
+  # The allowed counts around every count of every group, one group after the other.
+  counted = [(name, count) for name, size in sizes.items() for count in range(size + 1)]
+  below = jnp.asarray([widths.below(name, count) for name, count in counted], jnp.int32)
+  above = jnp.asarray([widths.above(name, count + 1) for name, count in counted], jnp.int32)
+  first = jnp.asarray(np.cumsum([0, *(size + 1 for size in sizes.values())])[:-1], jnp.int32)
 
   def of_prefix(length: Array) -> Array:
     taken = jnp.zeros(groups, jnp.int32).at[owner].add(jnp.arange(n) < length)
-    return jnp.maximum(least, jnp.where(taken >= size, size, taken // multiple * multiple))
+    return jnp.maximum(least, below[first + taken])
 
   def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = bounds  # the prefix of `low` fits, that of `high` does not
@@ -73,8 +76,7 @@ def round_to_budget(
   def fill(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     counts, still_open, candidates = carry
     group = owner[jnp.argmax(candidates)]  # of the best-ranked channel that is left
-    wider = jnp.minimum(size[group], -(-(counts[group] + 1) // multiple) * multiple)
-    following = counts.at[group].set(wider)
+    following = counts.at[group].set(above[first[group] + counts[group]])
     fitting = fits(cost, sizes, following, limit)
     counts = jnp.where(fitting, following, counts)
     still_open = still_open.at[group].set(fitting)

@@ -62,6 +62,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     f'- Stages in steps: {stages}.',
     f'- Dense network: {main["parameters"]:,} parameters. Budget: {main["requested"]:,} of '
     f'{main["total"]:,} ({main["unit"]}).',
+    *([f'- Widths: {main["multiples"]}.'] if main['multiples'] else []),
     f'- Accuracy under the soft mask minus that of the hard mask when it was frozen: {gap}.',
     f'- Device: {environment["devices"]} x {environment["device"]}, {environment["cpus"]} CPUs; '
     f'Python {environment["python"]}, jax {versions["jax"]}, flax {versions["flax"]}, '

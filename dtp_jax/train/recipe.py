@@ -156,7 +156,8 @@ def build_budget(config: Config) -> Budget:
   prune = config.prune
   keep = dict(prune.ratios) or (prune.keep if prune.count is None else prune.count)
   of = LatencyTable.load(prune.of) if prune.of.endswith('.json') else prune.of
-  return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=prune.multiple_of)
+  multiple: Any = int(prune.multiple_of) if prune.multiple_of.isdigit() else prune.multiple_of
+  return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=multiple)
 
 
 def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:

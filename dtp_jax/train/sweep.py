@@ -23,7 +23,7 @@ _UNPRUNED = {
   'of': 'count',
   'scope': 'global',
   'min_keep': 1,
-  'multiple_of': 1,
+  'multiple_of': '1',
   'importance': 'l2',
   'exclude': (),
   'ratios': (),

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 
-from dtp_jax.budget.latency.measure import device_name
+from dtp_jax.budget.device import device_name
 from dtp_jax.budget.latency.timing import Timing, interleaved
 from dtp_jax.files import write_text
 
-__all__ = ['interleaved', 'rows', 'table', 'where', 'write_csv']
+__all__ = ['interleaved', 'rows', 'table', 'where', 'write_csv', 'write_rows']
 
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'dtp-jax')
 
@@ -78,12 +78,17 @@ def table(found: Sequence[Row]) -> str:
 
 def write_csv(path: str | pathlib.Path, found: Sequence[Row]) -> None:
   """Writes rows with the columns of `where`; makes the folder."""
-  place, found = where(), list(found)
-  columns = list(dict.fromkeys(name for row in (*found, place) for name in row))
+  place = where()
+  write_rows(path, [{**row, **place} for row in found])
+
+
+def write_rows(path: str | pathlib.Path, found: Sequence[Row]) -> None:
+  """Writes rows as they are; makes the folder."""
   text = io.StringIO()
+  columns = list(dict.fromkeys(name for row in found for name in row))
   writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
   writer.writeheader()
-  writer.writerows({**row, **place} for row in found)
+  writer.writerows(found)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_text(path, text.getvalue())

@@ -14,6 +14,11 @@ from hypothesis import strategies as st
 import dtp_jax as dtp
 from dtp_jax import methods
 from dtp_jax.budget import resolve
+from dtp_jax.budget.device import device_name
+from dtp_jax.budget.latency.cost import Curve
+from dtp_jax.budget.latency.table import Timed
+from dtp_jax.budget.widths import choice
+from dtp_jax.graph.cost import Polynomial
 from dtp_jax.models import LeNet
 from tests.graph.agreement import QUICK
 from tests.graph.models import randomized
@@ -186,6 +191,93 @@ def test_widths_by_layer_are_multiples_above_the_floor(lenet):
       widths(ratios, **options)
 
 
+GROUPS = {'wide': 512, 'mid': 24, 'small': 16, 'tiny': 6, 'one': 1}
+
+
+def _table(device, groups=None, **curves):
+  """A latency table of some operators of one width each: {group: nanoseconds at 8, 16, 24, ...}."""
+  groups = groups or {name: 8 * len(ns) for name, ns in curves.items()}
+  found = [Curve((tuple(range(8, 8 * len(ns) + 1, 8)),), np.asarray(ns)) for ns in curves.values()]
+  operators = [
+    Timed(name, 'dot_general', i, (Polynomial.count(name, groups[name]),))
+    for i, name in enumerate(curves)
+  ]
+  return dtp.LatencyTable(device, 1, 2, 0, groups, tuple(operators), tuple(found))
+
+
+@pytest.mark.parametrize(
+  ('device', 'multiples'),
+  [
+    ('cpu x86_64, 2 cores', {'wide': 8, 'mid': 8, 'small': 8, 'tiny': 2, 'one': 1}),
+    ('NVIDIA H100 80GB HBM3', {'wide': 8, 'mid': 8, 'small': 8, 'tiny': 2, 'one': 1}),
+    ('TPU v5 lite', {'wide': 128, 'mid': 8, 'small': 8, 'tiny': 2, 'one': 1}),
+  ],
+)
+def test_auto_takes_the_tile_of_the_device_and_less_of_small_groups(device, multiples):
+  """The device is that of the latency table, wherever the table is used."""
+  budget = dtp.Budget(0.5, of=_table(device, GROUPS), multiple_of='auto')
+  chosen = choice(budget, GROUPS)
+  assert chosen.multiple_of == {
+    n: (*range(0, GROUPS[n], m), GROUPS[n]) for n, m in multiples.items()
+  }
+  assert f'multiples of {max(multiples.values())} on {device}' in chosen.why
+  assert chosen.why.endswith('of 2 for tiny; of 1 for one')
+
+
+def test_auto_leaves_out_what_a_wider_one_is_faster_than():
+  """24 takes ten times as long as 32; that 40 takes 1 % less than 32 may be noise."""
+  table = _table('cpu', stem=[20, 30, 520, 52, 51, 70], other=[20, 30, 40, 50, 60, 70])
+  chosen = choice(dtp.Budget(0.5, of=table, multiple_of='auto'), table.groups)
+  assert chosen.multiple_of['stem'] == (0, 8, 16, 32, 40, 48)
+  assert chosen.multiple_of['other'] == (0, 8, 16, 24, 32, 40, 48)
+  assert chosen.why.endswith('without what a wider one is faster than: 24 of stem')
+
+
+def test_auto_without_a_table_is_for_the_present_device():
+  chosen = choice(dtp.Budget(0.5, multiple_of='auto'), {'wide': 32})
+  assert chosen.multiple_of == {'wide': (0, 8, 16, 24, 32)}
+  assert f'on {device_name()} (' in chosen.why
+
+
+@pytest.mark.parametrize(('multiple_of', 'why'), [(1, ''), (3, 'multiples of 3, as asked for')])
+def test_a_number_holds_for_every_group(multiple_of, why):
+  assert choice(dtp.Budget(0.5, multiple_of=multiple_of), GROUPS) == (multiple_of, why)
+
+
+@pytest.mark.parametrize('scope', ['global', 'layer'])
+def test_auto_is_rounded_to_exactly_and_accounted_for(scope):
+  """Every width is a multiple or whole; learned ones could not be one multiple wider."""
+  model, x = LeNet(3, features=(8, 32), hidden=(40, 3)), jnp.ones((2, 12, 12, 1))
+  graph = dtp.trace(model.apply, jax.eval_shape(lambda: model.init(jax.random.key(0), x)), x)
+  elements = dtp.channels(graph)
+  resolved = resolve(dtp.Budget(0.4, of='macs', scope=scope, multiple_of='auto'), elements)
+  multiples = {'conv1': 4, 'conv2': 8, 'fc1': 8, 'fc2': 1}
+  assert resolved.widths.multiple_of == {
+    name: (*range(0, n, multiples[name]), n) for name, n in graph.sizes.items()
+  }
+  hard = {}
+  for problem in resolved.problems:
+    ranking = np.random.default_rng(0).normal(size=problem.size)
+    hard |= problem.scatter(problem.hard(jnp.asarray(ranking)))
+  counts = {name: int(mask.sum()) for name, mask in hard.items()}
+  account = resolved.account(hard)
+  assert account.multiples == resolved.widths.why
+  assert account.achieved == graph.macs.at(counts) <= account.requested
+  for name, size in graph.sizes.items():
+    assert counts[name] in {*range(0, size, multiples[name]), size}
+    more = min(size, counts[name] + multiples[name])
+    widened = graph.macs.at({**counts, name: more})
+    assert scope == 'layer' or counts[name] == size or widened > account.requested
+
+
+def test_auto_fits_budgets_by_layer(lenet):
+  """Groups of 4, 6, 8 and 5 channels: multiples of 2, 2, 4 and 2."""
+  ratios = {'conv2': 0.99, 'fc1': 0.99, 'fc2': 0.5}
+  budget = dtp.Budget(ratios, scope='layer', multiple_of='auto')
+  problems = resolve(budget, lenet[0]['channels']).problems
+  assert {p.names[0]: p.k for p in problems} == {'conv1': 4, 'conv2': 4, 'fc1': 4, 'fc2': 2}
+
+
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
@@ -203,6 +295,8 @@ def test_widths_by_layer_are_multiples_above_the_floor(lenet):
     (lambda p: dtp.Budget({'w0': 0.5}, scope='layer').count(3), ['per array']),
     (lambda p: resolve(dtp.Budget({'v*': 0.5}, scope='layer'), p), ["'v*'", "['w0']"]),
     (lambda p: resolve(dtp.Budget({'*': 0.5, 'w0': 0.1}, scope='layer'), p), ["'w0'", 'taken']),
+    (lambda p: dtp.Budget(0.5, multiple_of='fast'), ["multiple_of 'fast'", "'auto'"]),
+    (lambda p: resolve(dtp.Budget(0.5, multiple_of='auto'), p), ["'auto'", 'multiple_of=1']),
     (lambda p: resolve(dtp.Budget(0.33, scope='row'), p), ['0.33', '3.3 elements', '2:4']),
   ],
 )

@@ -32,7 +32,7 @@ class Case(NamedTuple):
   def levels(self, name):
     """The counts that a group may keep."""
     size, m = len(self.ranking[name]), self.floors['multiple_of']
-    allowed = sorted({*range(0, size, m), size})
+    allowed = sorted({*range(0, size, m), size}) if isinstance(m, int) else m[name]
     return [k for k in allowed if k >= min(self.floors['min_keep'], size)]
 
   def rounded(self):
@@ -49,9 +49,11 @@ def cases(draw, size=9, multiples=(1, 2, 4)):
     m for degree in range(4) for m in itertools.combinations_with_replacement(names, degree)
   ]
   terms = draw(st.dictionaries(st.sampled_from(monomials), _COEFFICIENTS, max_size=5))
+  own = {g: sorted({0, n, *draw(st.sets(st.integers(0, n)))}) for g, n in sizes.items()}
+  steps = multiples if len(multiples) == 1 else (*multiples, own)
   floors = {
     'min_keep': draw(st.integers(0, 3)),
-    'multiple_of': draw(st.sampled_from(multiples)),
+    'multiple_of': draw(st.sampled_from(steps)),
   }
   case = Case(ranking, Polynomial(terms, sizes), 0, floors)
   least = case.cost.at({name: case.levels(name)[0] for name in names})

@@ -35,6 +35,9 @@ NETWORKS = {
   'small': _chain([3, 5, 4], [7, 2], frozen=11),
   'no_floor': _chain([6, 2, 9], [1, 30], min_keep=0),
   'multiples': _chain([9, 8, 13, 5], [4, 1, 6], multiple_of=4, min_keep=3),
+  'own_widths': _chain(
+    [5, 9, 4], [3, 8], multiple_of={'g0': (0, 2, 5), 'g1': (0, 9), 'g2': (0, 1, 4)}
+  ),
   'resnet50_size': _chain(_SIZES, _MACS, frozen=10**7),
   'huge': _chain([40, 70, 30], [10**18 + 1, 10**18 + 7], frozen=2**61),
   'one_that_costs_nothing_and_one_not_pruned': Network(
@@ -55,7 +58,7 @@ def _split(flat, sizes):
 
 
 def _least(network):
-  widths = rounding.Widths(network.sizes, **network.floors)
+  widths = rounding.Widths.of(network.sizes, **network.floors)
   counts = {name: widths.above(name, widths.min_keep) for name in network.sizes}
   return network.cost.at(counts)
 

@@ -44,6 +44,7 @@ def write_run(folder: pathlib.Path, row: str, seed: int, accuracy: float, **opti
     'requested': left,
     'achieved': left,
     'total': TOTAL,
+    'multiples': '',
     'parameters': PARAMETERS,
     'parameters_left': left + 100,
     'costs': {'macs': [left, TOTAL], 'params': [left + 100, PARAMETERS]} if channels else {},

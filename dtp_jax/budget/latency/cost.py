@@ -5,7 +5,9 @@ multilinear, so that a cost is exact in integers on the host and differentiable 
 is no reason for a wider operator to cost less: rounding to a budget needs costs that rise with
 every count. So a curve is what was measured made monotone, midway between its running maximum from
 below and its running minimum from above, and rises by at least 1 ns a knot. (The maximum alone
-would carry one disturbed measurement to all larger widths in full.)
+would carry one disturbed measurement to all larger widths in full.) A width that takes far longer
+than a wider one, for a kernel that does not suit it, counts as little more than the wider one: no
+narrower network needs it, see `LatencyTable.rising`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from dtp_jax.graph.cost import Polynomial, kept_shares, soft_terms
 __all__ = ['Curve', 'LatencyCost', 'Term']
 
 Counts = Mapping[str, int]
+
+_NOISE = 4  # a quarter above what a wider operator takes: what is more is no noise, but slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +71,12 @@ class Curve:
     if not self.knots:
       return measured
     steps = np.add.reduce(np.indices(measured.shape))
-    above = below = measured - steps
+    below = measured - steps
+    for axis in range(below.ndim):
+      below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis), axis)
+    above = np.minimum(measured - steps, below + below // _NOISE)
     for axis in range(above.ndim):
       above = np.maximum.accumulate(above, axis)
-      below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis), axis)
     rising = np.maximum((above + below) // 2 + steps, 1 + steps)
     return np.pad(rising, [(1, 0)] * rising.ndim)
 
@@ -79,8 +85,19 @@ class Curve:
     """Nanoseconds at full width."""
     return int(self.values[(-1,) * len(self.knots)])
 
-  def at(self, widths: Sequence[int]) -> tuple[int, int]:
-    """The exact interpolated nanoseconds at integer widths, as numerator and denominator."""
+  @cached_property
+  def unsmoothed(self) -> np.ndarray:
+    """Nanoseconds on `grid` as they were measured, 0 where nothing is kept."""
+    return np.pad(self.measured, [(1, 0)] * self.measured.ndim)
+
+  def at(self, widths: Sequence[int], values: np.ndarray | None = None) -> tuple[int, int]:
+    """The exact interpolated nanoseconds at integer widths, as numerator and denominator.
+
+    Args:
+      widths: one for each axis of the grid.
+      values: on the grid; None is `self.values`.
+    """
+    values = self.values if values is None else values
     sides = []
     for width, grid in zip(widths, self.grid, strict=True):
       cell = min(bisect.bisect_right(grid, width) - 1, len(grid) - 2)
@@ -89,7 +106,7 @@ class Curve:
     value = 0
     for corner in itertools.product(*sides):
       share = math.prod(weight for _, weight in corner)
-      value += share * int(self.values[tuple(place for place, _ in corner)])
+      value += share * int(values[tuple(place for place, _ in corner)])
     return value, math.prod(low[1] + high[1] for low, high in sides)
 
   @cached_property

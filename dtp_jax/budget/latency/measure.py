@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from dtp_jax.budget.latency.timing import interleaved
 from dtp_jax.graph.cost import Polynomial
 from dtp_jax.graph.graph import Bare, Extent
 
-__all__ = ['Resizable', 'Shapes', 'device_name', 'grid', 'resizable', 'time_calls']
+__all__ = ['Resizable', 'Shapes', 'grid', 'resizable', 'time_calls']
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -109,17 +107,21 @@ def resizable(bare: Bare, batch_size: int) -> Resizable:
   return Resizable(bare.eqn, axes, tuple(width for _, width in found.values()))
 
 
-def grid(full: Sequence[int], points: int) -> tuple[tuple[int, ...], ...]:
+def grid(full: Sequence[int], points: int, tile: int = 1) -> tuple[tuple[int, ...], ...]:
   """Knots per width: 1, the full width, and equal parts of it in between.
 
-  Up to two widths get `points` each; of more, fewer: about points^2 in all, at least 2 each.
+  About points^2 in all, at least 2 each. Of widths of two tiles and more they are multiples of the
+  tile: a curve then says what multiples take, and not what a scalar rest adds to them.
   """
-  if len(full) > 2:
-    points = max(2, round(points ** (2 / len(full))))
-  return tuple(
-    tuple(sorted({1, *(max(1, round(n * k / (points - 1))) for k in range(1, points))}))
-    for n in full
-  )
+  each = max(2, round(points ** (2 / max(len(full), 1))))
+
+  def knots(n: int) -> tuple[int, ...]:
+    step = tile if n >= 2 * tile else 1
+    parts = min(each - 1, n // step)
+    inner = (round(n * k / parts / step) * step for k in range(1, parts))
+    return tuple(sorted({1, n, *inner}))
+
+  return tuple(map(knots, full))
 
 
 def time_calls(
@@ -145,14 +147,6 @@ def time_calls(
     for i, key in enumerate(chunk):
       found[key] = max(0, round(1e6 * timings[str(i)].median) - idle[-1])
   return found, round(statistics.median(idle)) if idle else 0
-
-
-def device_name() -> str:
-  """The device that arrays lie on, in words that tell kinds of device apart."""
-  device = next(iter(jnp.zeros(()).devices()))
-  if device.platform == 'cpu':
-    return f'cpu {platform.machine()}, {os.cpu_count()} cores'
-  return device.device_kind
 
 
 def _chunks(calls: Mapping[Any, Call]) -> Iterator[dict[Any, Call]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dtp_jax.budget.device import device_name, tile
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
-from dtp_jax.budget.latency.measure import device_name, grid, resizable, time_calls
+from dtp_jax.budget.latency.measure import grid, resizable, time_calls
 from dtp_jax.files import write_text
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial
@@ -21,6 +23,7 @@ __all__ = ['LatencyTable', 'Timed']
 
 _FORMAT = 'dtp_jax.latency_table'
 _VERSION = 1
+_SLOWER = 1.03  # what measured times may be off by
 
 
 class Timed(NamedTuple):
@@ -70,8 +73,9 @@ class LatencyTable:
       graph: from `dtp_jax.graph.trace`. The batch axis must be known to time another batch size
         than 1: trace with two examples or more.
       batch_size: examples of a call; default: as traced.
-      points: widths on a grid axis, 1 and the full width among them, >= 2. An operator with more
-        than two widths (a grouped convolution, an attention head) gets about points^2 in all.
+      points: widths on a grid axis, 1 and the full width among them, >= 2. An operator with one
+        width, or more than two (a grouped convolution, an attention head), gets about points^2 in
+        all.
       repeats: timed calls of each, interleaved, >= 2.
 
     Returns:
@@ -88,8 +92,9 @@ class LatencyTable:
     named = [(op, resizable(op.bare, batch_size)) for op in graph.operators if op.bare is not None]
     if not named:
       raise ValueError(f'the graph has no operator that can be timed alone:\n{graph}')
+    channels, _ = tile(device_name())
     distinct = {p.signature: p for _, p in named}
-    knots = {key: grid(p.full, points) for key, p in distinct.items()}
+    knots = {key: grid(p.full, points, channels) for key, p in distinct.items()}
     calls = {
       key: [(p.operator, p.eqn, p.shapes(widths)) for widths in itertools.product(*knots[key])]
       for key, p in distinct.items()
@@ -98,7 +103,7 @@ class LatencyTable:
     curves = []
     for key, at in knots.items():
       measured = [times[operator, shapes] for operator, _, shapes in calls[key]]
-      curves.append(Curve(at, np.asarray(measured, np.int64).reshape(*map(len, at))))
+      curves.append(Curve(at, np.asarray(measured, np.int64).reshape(tuple(map(len, at)))))
     place = {key: i for i, key in enumerate(distinct)}
     return cls(
       device=device_name(),
@@ -183,6 +188,35 @@ class LatencyTable:
       LatencyCost([Term(self.curves[o.curve], o.widths)], self.groups).at(counts)
       for o in self.operators
     ]
+
+  def rising(self, group: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """Of some widths of a group those that no wider one is faster than, as measured.
+
+    Args:
+      group: its name; all others keep all channels.
+      widths: increasing counts.
+
+    Returns:
+      The widths without those that take more than 3 % longer than a wider one.
+    """
+    mine = [o for o in self.operators if any(group in w.groups for w in o.widths)]
+
+    def seconds(count: int) -> float:
+      counts = {**self.groups, group: count}
+      found = 0.0
+      for o in mine:
+        curve = self.curves[o.curve]
+        above, below = curve.at([w.at(counts) for w in o.widths], curve.unsmoothed)
+        found += above / below
+      return found
+
+    kept, fastest = [], math.inf
+    for count in reversed(widths):
+      taken = seconds(count)
+      if taken <= _SLOWER * fastest:
+        kept.append(count)
+      fastest = min(fastest, taken)
+    return tuple(reversed(kept))
 
   def __str__(self) -> str:
     """Every operator at full and at half width of all groups."""
