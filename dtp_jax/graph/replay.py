@@ -6,7 +6,9 @@ them from the dims the walk has found. Literals and everything else stay as trac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,29 +16,127 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from dtp_jax.graph.dead import Kind
 from dtp_jax.graph.dims import Dim
 from dtp_jax.graph.flow import Scope, Value
+from dtp_jax.graph.origins import REDUCTIONS, origins
 from dtp_jax.graph.positions import Kept, positions, pruned
 from dtp_jax.graph.rules_call import Custom, is_float
+
+Axes = frozenset[int]
+NO_AXES: Axes = frozenset()
 
 
 def replay(scope: Scope, kept: Kept, args: Sequence[Any]) -> list[Any]:
   """Runs a program whose arguments have already lost the elements that `kept` leaves out."""
-  jaxpr = scope.jaxpr
-  env = dict(zip(jaxpr.invars, args, strict=True))
-  for var, const in zip(jaxpr.constvars, scope.consts, strict=True):
-    env[var] = take(const, scope.values[var].dims, kept)
+  return Frame(scope, kept, args).run()
 
-  def read(var: Any) -> Any:
+
+class Frame:
+  """One run of a scope: its arrays on kept channels, and on demand what they are at a dead one.
+
+  A reduction over channels that are all the same where they are dead needs one of them beside the
+  kept. It is computed on arrays of size 1 on that axis, backwards from the reduction to where the
+  dead channels are zero.
+  """
+
+  def __init__(
+    self,
+    scope: Scope,
+    kept: Kept,
+    args: Sequence[Any],
+    outside: Callable[[int, Axes], Any] | None = None,
+  ):
+    self.scope, self.kept = scope, kept
+    self.outside = outside  # (argument, axes) -> that argument at dead channels of these axes
+    self.arrays = dict(zip(scope.jaxpr.invars, args, strict=True))
+    for var, const in zip(scope.jaxpr.constvars, scope.consts, strict=True):
+      self.arrays[var] = take(const, scope.values[var].dims, kept)
+    self.inner: dict[int, Frame] = {}  # by equation
+    self.made: dict[Any, tuple[int, int]] = {}  # variable -> its equation, and which result
+
+  def run(self) -> list[Any]:
+    """The results."""
+    for i in self.scope.equations:
+      eqn = self.scope.jaxpr.eqns[i]
+      self.made.update((var, (i, n)) for n, var in enumerate(eqn.outvars))
+      self.arrays.update(zip(eqn.outvars, self._run(i), strict=True))
+    return [self.at(var) for var in self.scope.jaxpr.outvars]
+
+  def at(self, var: Any, dead: Axes = NO_AXES) -> Any:
+    """A variable: its kept channels, but on the axes `dead` one dead channel, of size 1."""
     if isinstance(var, jex.Literal):
       return var.val
-    return env[var]
+    if not dead:
+      return self.arrays[var]
+    value = self.scope.value(var)
+    if any(value.dead[d].kind == Kind.ZERO for d in dead):
+      shape = [1 if d in dead else n for d, n in enumerate(jnp.shape(self.arrays[var]))]
+      return jnp.zeros(shape, self.arrays[var].dtype)
+    if var not in self.made:
+      assert self.outside is not None
+      return self.outside(self.scope.jaxpr.invars.index(var), dead)
+    i, n = self.made[var]
+    if i in self.inner:
+      return self.inner[i].at(self.inner[i].scope.jaxpr.outvars[n], dead)
+    return self._evaluate(self.scope.jaxpr.eqns[i], dead)
 
-  for i in scope.equations:
-    eqn = jaxpr.eqns[i]
-    outs = _run(eqn, scope, scope.calls[i], kept, [read(v) for v in eqn.invars])
-    env.update(zip(eqn.outvars, outs, strict=True))
-  return [read(var) for var in jaxpr.outvars]
+  def _evaluate(self, eqn: Any, dead: Axes) -> Any:
+    """The one result of an equation that treats every position of the axes `dead` alike."""
+    axes: list[set[int]] = [set() for _ in eqn.invars]
+    for axis in dead:
+      for found, origin in zip(axes, origins(eqn, axis), strict=True):
+        found |= set() if origin is None else {origin}
+    if eqn.primitive.name in REDUCTIONS:
+      return self._reduce(eqn, frozenset(axes[0]))
+    args = [self.at(var, frozenset(d)) for var, d in zip(eqn.invars, axes, strict=True)]
+    return _bind(eqn, self.scope, self.kept, args, dead)[0]
+
+  def _reduce(self, eqn: Any, dead: Axes) -> Any:
+    """A reduction of kept channels and, as often as there are dead ones, of one of them."""
+    (var,), name = eqn.invars, eqn.primitive.name
+    value, sizes = self.scope.value(var), tuple(var.aval.shape)
+    missing = {
+      d: sizes[d] - size(value.dims[d], sizes[d], self.kept)
+      for d in eqn.params['axes']
+      if pruned(value.dims[d], self.kept) and d not in dead
+      and not (name == 'reduce_sum' and value.dead[d].kind == Kind.ZERO)
+    }  # fmt: skip
+    total = None
+    for chosen in _subsets(list(missing)):
+      part = _bind(eqn, self.scope, self.kept, [self.at(var, dead | chosen)], dead)[0]
+      if name == 'reduce_sum':
+        part = part * np.asarray(math.prod(missing[d] for d in chosen), part.dtype)
+      total = part if total is None else JOIN[name](total, part)
+    return total
+
+  def _run(self, i: int) -> list[Any]:
+    """One equation on kept channels."""
+    eqn, call = self.scope.jaxpr.eqns[i], self.scope.calls[i]
+    if eqn.primitive.name in REDUCTIONS:
+      return [self._reduce(eqn, NO_AXES)]
+    args = [self.at(var) for var in eqn.invars]
+    if isinstance(call, Custom):
+      return _run_custom(call, eqn, self.kept, args)
+    if not isinstance(call, Scope):
+      return _bind(eqn, self.scope, self.kept, args)
+    if 'prevent_cse' in eqn.params:  # remat stays remat
+      return jax.checkpoint(
+        lambda *args: replay(call, self.kept, args),
+        prevent_cse=eqn.params['prevent_cse'],
+        policy=eqn.params['policy'],
+      )(*args)
+    self.inner[i] = Frame(call, self.kept, args, lambda n, dead: self.at(eqn.invars[n], dead))
+    return self.inner[i].run()
+
+
+JOIN = {'reduce_sum': jnp.add, 'reduce_max': jnp.maximum, 'reduce_min': jnp.minimum}
+
+
+def _subsets(items: list[int]) -> list[Axes]:
+  """All subsets, the empty one first."""
+  sizes = range(len(items) + 1)
+  return [frozenset(chosen) for n in sizes for chosen in itertools.combinations(items, n)]
 
 
 def take(array: Any, dims: Sequence[Dim], kept: Kept) -> Any:
@@ -57,30 +157,17 @@ def size(dim: Dim, traced: Any, kept: Kept) -> Any:
   return len(positions(dim, kept)) if pruned(dim, kept) else traced
 
 
-def _run(eqn: Any, scope: Scope, inner: Any, kept: Kept, args: list[Any]) -> list[Any]:
-  """One equation."""
-  name = eqn.primitive.name
-  if isinstance(inner, Custom):
-    return _run_custom(inner, eqn, kept, args)
-  if isinstance(inner, Scope):
-
-    def body(*args: Any) -> list[Any]:
-      return replay(inner, kept, args)
-
-    if 'prevent_cse' in eqn.params:  # remat stays remat
-      body = jax.checkpoint(
-        body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy']
-      )
-    return body(*args)
+def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_AXES) -> list[Any]:
+  """One equation that calls nothing; the axes `dead` of its result have size 1."""
   ins = [scope.value(var) for var in eqn.invars]
   outs = [scope.values[var] for var in eqn.outvars]
-  params = {
-    **eqn.primitive.get_bind_params(eqn.params),
-    **_resized(eqn, ins, outs, kept, args),
-  }
+  params = {**eqn.primitive.get_bind_params(eqn.params), **_resized(eqn, ins, outs, kept, args)}
+  for key in ('shape', 'new_sizes'):
+    if key in params:
+      params[key] = tuple(1 if d in dead else n for d, n in enumerate(params[key]))
   result = eqn.primitive.bind(*args, **params)
   results = result if eqn.primitive.multiple_results else [result]
-  if name in ('iota', 'random_bits'):  # made at the traced size, so that the kept are the same
+  if eqn.primitive.name in ('iota', 'random_bits'):  # at the traced size, so that the kept agree
     results = [take(results[0], outs[0].dims, kept)]
   return list(results)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from dtp_jax.graph.bounds import POINT_ZERO
+from dtp_jax.graph.dead import ANYTHING, NOTHING, STEADY, Dead, together
 from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, is_one, segments, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
-  NONE,
   Flow,
   Value,
   fixed,
@@ -20,7 +21,6 @@ from dtp_jax.graph.flow import (
   rule,
   shape_of,
 )
-from dtp_jax.graph.rules import meet
 
 
 @rule('transpose')
@@ -39,11 +39,12 @@ def squeeze(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def broadcast_in_dim(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Keeps the axes that keep their size; what is spread out is a fresh dim."""
   value, sizes = ins[0], shape_of(eqn.outvars[0])
-  dims, zeroed = [fresh(size) for size in sizes], [NONE] * len(sizes)
+  dims: list[Dim] = [fresh(size) for size in sizes]
+  dead = [NOTHING if value.bounds == POINT_ZERO else STEADY] * len(sizes)
   for d, axis in enumerate(eqn.params['broadcast_dimensions']):
     if not is_one(shape_of(eqn.invars[0])[d]):
-      dims[axis], zeroed[axis] = value.dims[d], value.zeroed[d]
-  return [Value(tuple(dims), tuple(zeroed), value.origin)]
+      dims[axis], dead[axis] = value.dims[d], value.dead[d]
+  return [value._replace(dims=tuple(dims), dead=tuple(dead))]
 
 
 @rule('reshape')
@@ -56,17 +57,19 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   if runs is None:
     return None
   dims: list[Dim] = [UNIT] * len(sizes)
-  zeroed = [NONE] * len(sizes)
+  dead = [STEADY] * len(sizes)
   reason = flow.reason(eqn, ' that no product of its axes explains')
   for ins_axes, out_axes in runs:
-    promise = meet([value.zeroed[d] for d in ins_axes])
+    inside = together(value.dead[d] for d in ins_axes)
     outs = [fresh(sizes[d]) for d in out_axes]
     if len(ins_axes) == 1 and len(outs) == 1:
       outs = [value.dims[ins_axes[0]]]
+    else:
+      inside = inside.moved
     unify(Product(tuple(value.dims[d] for d in ins_axes)), Product(tuple(outs)), reason)
     for d, dim in zip(out_axes, outs, strict=True):
-      dims[d], zeroed[d] = dim, promise
-  return [Value(tuple(dims), tuple(zeroed), value.origin)]
+      dims[d], dead[d] = dim, inside
+  return [value._replace(dims=tuple(dims), dead=tuple(dead))]
 
 
 def _runs(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[list[int], list[int]]] | None:
@@ -97,18 +100,23 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   parts = Concat(tuple(v.dims[axis] for v in ins))
   dims = flow.unify(eqn, [v.with_dim(axis, UNIT) for v in ins])
   dims[axis] = parts
-  zeroed = [meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)]
-  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
+  dead = [together(_undecided(ins, d)) for d in range(len(dims))]
+  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
+
+
+def _undecided(ins: Sequence[Value], axis: int) -> Iterator[Dead]:
+  """What values are where an axis of them is dead; a frozen one never is."""
+  return (v.dead[axis] for v in ins if not frozen(v.dims[axis]))
 
 
 @rule('stack')
 def stack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Operands of one shape along a new, fixed axis."""
   axis, dims = eqn.params['axis'], flow.unify(eqn, ins)
-  zeroed = [meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)]
+  dead = [together(v.dead[d] for v in ins) for d in range(len(dims))]
   dims.insert(axis, fixed(len(ins), flow.reason(eqn)))
-  zeroed.insert(axis, NONE)
-  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
+  dead.insert(axis, STEADY)
+  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
 
 
 @rule('unstack')
@@ -164,7 +172,8 @@ def pad(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
       continue
     ends = [fixed(n, flow.reason(eqn, ': padding')) if n else None for n in (low, high)]
     dims.append(Concat(tuple(p for p in (ends[0], value.dims[d], ends[1]) if p is not None)))
-  return [plain(dims, value.origin)]
+  zeros = ins[1].bounds == POINT_ZERO
+  return [value._replace(dims=tuple(dims), dead=value.dead if zeros else plain(dims).dead)]
 
 
 @rule('tile')
@@ -216,7 +225,8 @@ def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     else:
       freeze(value.dims[d], flow.reason(eqn, ' writes a part of it'))
       freeze(update.dims[d], flow.reason(eqn, ' writes a part of it'))
-  return [plain(value.dims, origin_of([value, update]))]
+  dead = tuple(together(pair) for pair in zip(value.dead, update.dead, strict=True))
+  return [Value(value.dims, dead, origin_of([value, update]))]
 
 
 @rule('gather')
@@ -228,6 +238,7 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   table, indices = ins
   sizes = shape_of(eqn.outvars[0])
   dims: list[Dim] = [UNIT] * len(sizes)
+  dead = [ANYTHING] * len(sizes)
   kept = [d for d in range(len(table.dims)) if d not in numbers.collapsed_slice_dims]
   for d, (size, part) in enumerate(zip(shape_of(eqn.invars[0]), taken, strict=True)):
     if size != part or d in numbers.collapsed_slice_dims:
@@ -235,10 +246,13 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   for d, axis in zip(kept, numbers.offset_dims, strict=True):
     whole = taken[d] == shape_of(eqn.invars[0])[d]
     dims[axis] = table.dims[d] if whole else fixed(sizes[axis], flow.reason(eqn))
+    dead[axis] = table.dead[d]
+    if table.fixed and whole and table.makers(d):  # an embedding
+      flow.productions.append((table.makers(d), table.dims[d]))
   rest = [d for d in range(len(sizes)) if d not in numbers.offset_dims]
   for axis, dim in zip(rest, indices.dims[:-1], strict=True):
     dims[axis] = dim
-  return [plain(dims, origin_of(ins))]
+  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
 
 
 def _divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dtp_jax.graph.assemble import Traced
+from dtp_jax.graph.dead import Masks
 from dtp_jax.graph.dims import Atom
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Path
@@ -173,8 +174,11 @@ class _Apply:
     )
     structs = [abstract(a, leaf.shape) for leaf, a in zip(leaves, arrays, strict=False)]
     structs += [abstract(a) for a in arrays[len(leaves) :]]
-    traced = analyze(self.graph.fn, replace(call, arrays=structs), leaves)
-    kept = self._kept_atoms(traced)
+    place = {leaf.path: i for i, leaf in enumerate(leaves)}
+    slices = (s for group in self.graph.groups.values() for s in group.masked)
+    given = frozenset((place[s.path], s.axis) for s in slices)
+    traced = analyze(self.graph.fn, replace(call, arrays=structs), leaves, given)
+    kept = self._kept_atoms(traced, given)
 
     @jax.jit
     def run(*arrays: Any) -> list[Any]:
@@ -182,7 +186,7 @@ class _Apply:
 
     return run, traced.out_tree
 
-  def _kept_atoms(self, traced: Traced) -> dict[Atom, np.ndarray]:
+  def _kept_atoms(self, traced: Traced, given: Masks) -> dict[Atom, np.ndarray]:
     """What each atom of a new trace keeps, from what each array has kept."""
     leaves, kept = self.graph.leaves, {}
     for _ in range(2):  # the second pass checks axes that were read before an atom was decided
@@ -192,11 +196,9 @@ class _Apply:
           problem = decode(dim, keep, kept)
           if problem:
             raise ValueError(f'{"/".join(leaf.path)}:{d} {problem}. {_ADVICE}')
-    masked = {(s.path, s.axis) for group in self.graph.groups.values() for s in group.consumers}
     for atom in kept:
-      for i, d in traced.masked.get(atom, ()):
-        if (leaves[i].path, d) not in masked:
-          raise ValueError(f'{"/".join(leaves[i].path)}:{d} reads a pruned group. {_ADVICE}')
+      for i, d in traced.masked.get(atom, set()) - given:
+        raise ValueError(f'{"/".join(leaves[i].path)}:{d} reads a pruned group. {_ADVICE}')
     return kept
 
 

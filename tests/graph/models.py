@@ -189,11 +189,11 @@ CASES: dict[str, Callable[[], Case]] = {
   ),
   'shared': lambda: linen(convnets.Shared(), images(*SMALL), {'stem'}),
   'gated': lambda: linen(sequences.Gated(), images(*SMALL), {'both', 'hidden'}),
-  'norms': lambda: linen(sequences.Norms(), images(*SMALL), {'a', 'b', 'd'}),
+  'norms': lambda: linen(sequences.Norms(), images(*SMALL), {'a', 'b:3.0', 'b:3.1', 'c', 'd'}),
   'vit': lambda: linen(
     sequences.ViT(),
     images(*SMALL),
-    {'attn/query:1', 'attn/query:2', 'attn/value', 'up'},
+    {'patches', 'attn/query:1', 'attn/query:2', 'attn/value', 'up'},
     dropout=True,
   ),
   'attention': lambda: linen(
@@ -203,11 +203,13 @@ CASES: dict[str, Callable[[], Case]] = {
     sequences.Tokens(), jnp.asarray([[1, 5, 2, 9], [10, 0, 4, 4]]), {'embed', 'conv'}
   ),
   'remat': lambda: linen(convnets.Remat(), images(*SMALL), {'a', 'b', 't'}),
-  'convnext': lambda: linen(convnets.ConvNeXt(), images(*SMALL), {'up'}),
-  'llama': lambda: linen(sequences.Llama(), images(*SMALL), {'q:1.0', 'q:1.1', 'q:2', 'v', 'gate'}),
+  'convnext': lambda: linen(convnets.ConvNeXt(), images(*SMALL), {'stem', 'up'}),
+  'llama': lambda: linen(
+    sequences.Llama(), images(*SMALL), {'embed', 'q:1.0', 'q:1.1', 'q:2', 'v', 'gate'}
+  ),
   'mixer': lambda: linen(sequences.Mixer(), images(*SMALL), {'stem', 'mix'}),
   'tied': lambda: linen(sequences.Tied(), jnp.asarray([[1, 5], [10, 0]]), {'up', 'down'}),
-  'experts': lambda: linen(sequences.Experts(), images(*SMALL), {'experts'}),
+  'experts': lambda: linen(sequences.Experts(), images(*SMALL), {'experts', 'gates'}),
   'nnx': nnx_case,
   'equinox': equinox_case,
   'plain': plain_case,
