@@ -45,7 +45,7 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
   found: dict[Atom, list[Slice]] = {}
   for i, d, atom, index in _occurring(traced, produced):
     reads, makes = (i, d) in read.get(atom, ()), (i, d) in produced.get(atom, ())
-    role = 'consumer' if reads else 'producer' if makes else 'carrier'
+    role = 'producer' if makes else 'consumer' if reads else 'carrier'
     masked = (i, d) in traced.masked.get(atom, ())
     found.setdefault(atom, []).append(Slice(leaves[i].path, d, role, index, masked))
   first = {atom: n for n, atom in enumerate(produced)}

@@ -238,7 +238,7 @@ class Flow:
   def contract(self, dim: Dim, eqn: Any, operands: Sequence[tuple[Value, int]]) -> None:
     """Notes a sum of products over `dim`, the given axis of each operand."""
     # A weight's in-axis is the place to mask; failing that, whatever else makes the terms zero.
-    ranked = sorted(reversed(operands), key=lambda o: o[0].origin)
+    ranked = sorted(operands, key=lambda o: -o[0].origin)[::-1]
     zero = [value.dead[axis] for value, axis in ranked if value.dead[axis].kind == Kind.ZERO]
     read = NONE.union(*(v.dead[d].masks for v, d in operands if v.origin == WEIGHT))
     options, reason = tuple(dead.masks for dead in zero), self.reason(eqn, ' sums over it')

@@ -327,7 +327,7 @@ def test_two_kernels_of_one_module_are_told_apart():
 
 
 def test_a_weight_divided_by_its_own_norm():
-  """Along the in-axis it can be masked; per in-channel, 0 / 0 would follow, and what it reads is."""
+  """Along the in-axis it can be masked; per in-channel, 0 / 0 would follow: what it reads is."""
 
   def normed(axis, activation):
     def fn(w, x):
