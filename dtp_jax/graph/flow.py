@@ -35,12 +35,14 @@ class Value(NamedTuple):
     origin: what it was computed from: `CONSTANT` (what no mask reaches: literals, captured arrays,
       variables that are not parameters, random bits), `WEIGHT` (parameters too), `ACTIVATION`.
     bounds: an interval that all of its elements lie in.
+    terms: if it is a sum and nothing else, the dims whose elements were added up.
   """
 
   dims: tuple[Dim, ...]
   dead: tuple[Dead, ...]
   origin: int
   bounds: Bounds = UNBOUNDED
+  terms: tuple[Dim, ...] = ()
 
   @property
   def fixed(self) -> bool:
@@ -107,15 +109,32 @@ class Operation(NamedTuple):
   operands: tuple[tuple[Dim, ...], ...] = ()
 
 
+class Mean(NamedTuple):
+  """What a division of a sum by its count averages over, and the divisor: their number, or one less."""
+
+  dims: tuple[Dim, ...]
+  divisor: int
+
+
 @dataclass(eq=False)
 class Scope:
-  """One visited jaxpr: the values of its variables and, per call in it, the scopes entered."""
+  """One visited jaxpr: the values of its variables and, by equation, what else replay must know.
+
+  Attributes:
+    jaxpr: what was visited.
+    consts: its constants.
+    equations: the indices of those equations that results depend on.
+    values: by variable.
+    calls: {equation: scopes entered}; None for what calls nothing.
+    means: {equation: what it averages over}, for divisions of a sum by its count.
+  """
 
   jaxpr: Any
   consts: Sequence[Any]
   equations: list[int]
   values: dict[Any, Value] = field(default_factory=dict)
   calls: dict[int, Any] = field(default_factory=dict)
+  means: dict[int, Mean] = field(default_factory=dict)
 
   def value(self, var: Any) -> Value:
     """The value of a variable or literal of this jaxpr."""
@@ -167,8 +186,12 @@ class Flow:
     for i in scope.equations:
       eqn = jaxpr.eqns[i]
       self._where.append(str(eqn.source_info.name_stack))
-      outs, scope.calls[i] = self._apply(eqn, [scope.value(v) for v in eqn.invars])
+      given = [scope.value(v) for v in eqn.invars]
+      outs, scope.calls[i] = self._apply(eqn, given)
       self._where.pop()
+      mean = mean_of(eqn, given)
+      if mean is not None:
+        scope.means[i] = mean
       scope.values.update(zip(eqn.outvars, outs, strict=True))
     return [scope.value(v) for v in jaxpr.outvars], scope
 
@@ -269,7 +292,30 @@ def _described(eqn: Any, ins: Sequence[Value], out: Value) -> Value:
     dead = tuple(one.moved for one in dead)
   if name not in ELEMENTWISE and not any(map(_unsure, ins)):
     dead = tuple(FINITE if one == ANYTHING else one for one in dead)
-  return out._replace(dead=dead, bounds=interval.bounds(eqn, [v.bounds for v in ins]))
+  terms = out.terms if name == 'reduce_sum' else ins[0].terms if name in SAME_SUM else ()
+  return out._replace(dead=dead, bounds=interval.bounds(eqn, [v.bounds for v in ins]), terms=terms)
+
+
+# Behind these a sum is still a sum.
+SAME_SUM = ('convert_element_type', 'broadcast_in_dim', 'reshape', 'squeeze', 'transpose')
+
+
+def mean_of(eqn: Any, ins: Sequence[Value]) -> Mean | None:
+  """The mean that an equation makes of a sum, if it does: a division by how many there are."""
+  if eqn.primitive.name not in ('div', 'mul'):
+    return None
+  total, divisor = sorted(ins, key=lambda value: not value.terms)
+  if eqn.primitive.name == 'div' and total is not ins[0]:
+    return None
+  low, high = divisor.bounds
+  if not total.terms or low != high or not low:
+    return None
+  full = math.prod(dim.size for dim in total.terms)
+  number = low if eqn.primitive.name == 'div' else 1 / low
+  for count in (full, full - 1):  # the latter in an unbiased variance
+    if isinstance(count, int) and count > 0 and abs(number - count) < 1e-4 * count / full:
+      return Mean(total.terms, count)
+  return None
 
 
 def _unsure(value: Value) -> bool:

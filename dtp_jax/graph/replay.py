@@ -27,9 +27,16 @@ Axes = frozenset[int]
 NO_AXES: Axes = frozenset()
 
 
-def replay(scope: Scope, kept: Kept, args: Sequence[Any]) -> list[Any]:
-  """Runs a program whose arguments have already lost the elements that `kept` leaves out."""
-  return Frame(scope, kept, args).run()
+def replay(scope: Scope, kept: Kept, args: Sequence[Any], refit: bool = False) -> list[Any]:
+  """Runs a program whose arguments have already lost the elements that `kept` leaves out.
+
+  Args:
+    scope: the program.
+    kept: what is left of the atoms that lose elements.
+    args: its arguments.
+    refit: leave the dead out of every reduction, and of the count by which a sum is divided.
+  """
+  return Frame(scope, kept, args, refit).run()
 
 
 class Frame:
@@ -45,9 +52,10 @@ class Frame:
     scope: Scope,
     kept: Kept,
     args: Sequence[Any],
+    refit: bool,
     outside: Callable[[int, Axes], Any] | None = None,
   ):
-    self.scope, self.kept = scope, kept
+    self.scope, self.kept, self.refit = scope, kept, refit
     self.outside = outside  # (argument, axes) -> that argument at dead channels of these axes
     self.arrays = dict(zip(scope.jaxpr.invars, args, strict=True))
     for var, const in zip(scope.jaxpr.constvars, scope.consts, strict=True):
@@ -103,7 +111,7 @@ class Frame:
       and not (name == 'reduce_sum' and value.dead[d].kind == Kind.ZERO)
     }  # fmt: skip
     total = None
-    for chosen in _subsets(list(missing)):
+    for chosen in _subsets([] if self.refit else list(missing)):
       part = _bind(eqn, self.scope, self.kept, [self.at(var, dead | chosen)], dead)[0]
       if name == 'reduce_sum':
         part = part * np.asarray(math.prod(missing[d] for d in chosen), part.dtype)
@@ -117,17 +125,28 @@ class Frame:
       return [self._reduce(eqn, NO_AXES)]
     args = [self.at(var) for var in eqn.invars]
     if isinstance(call, Custom):
-      return _run_custom(call, eqn, self.kept, args)
+      return _run_custom(call, eqn, self.kept, args, self.refit)
     if not isinstance(call, Scope):
-      return _bind(eqn, self.scope, self.kept, args)
+      outs = _bind(eqn, self.scope, self.kept, args)
+      return self._refitted(i, outs) if self.refit and i in self.scope.means else outs
     if 'prevent_cse' in eqn.params:  # remat stays remat
       return jax.checkpoint(
-        lambda *args: replay(call, self.kept, args),
+        lambda *args: replay(call, self.kept, args, self.refit),
         prevent_cse=eqn.params['prevent_cse'],
         policy=eqn.params['policy'],
       )(*args)
-    self.inner[i] = Frame(call, self.kept, args, lambda n, dead: self.at(eqn.invars[n], dead))
+    self.inner[i] = Frame(
+      call, self.kept, args, self.refit, lambda n, dead: self.at(eqn.invars[n], dead)
+    )
     return self.inner[i].run()
+
+  def _refitted(self, i: int, means: list[Any]) -> list[Any]:
+    """Means whose count is that of the kept."""
+    dims, divisor = self.scope.means[i]
+    dense = math.prod(dim.size for dim in dims)
+    left = math.prod(size(dim, dim.size, self.kept) for dim in dims)
+    ratio = divisor / max(divisor - dense + left, 1)
+    return means if left == dense else [mean * np.asarray(ratio, mean.dtype) for mean in means]
 
 
 JOIN = {'reduce_sum': jnp.add, 'reduce_max': jnp.maximum, 'reduce_min': jnp.minimum}
@@ -172,20 +191,20 @@ def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_A
   return list(results)
 
 
-def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[Any]:
+def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any], refit: bool) -> list[Any]:
   """A function with its own derivative, which it keeps."""
   derivative, floats = inner.derivative, inner.floats
   float_outs = [is_float(var) for var in eqn.outvars]
 
   def body(*args: Any) -> list[Any]:
-    return replay(inner.body, kept, args)
+    return replay(inner.body, kept, args, refit)
 
   if derivative is None:
     return body(*args)
 
   def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     outs = body(*primals)
-    results = replay(derivative, kept, [*primals, *(tangents[i] for i in floats)])
+    results = replay(derivative, kept, [*primals, *(tangents[i] for i in floats)], refit)
     behind = iter(results[sum(float_outs) :])
     return outs, [
       next(behind) if is_out else _no_tangent(out)
@@ -194,7 +213,7 @@ def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[An
 
   def backward(args: tuple[Any, ...], cotangents: Sequence[Any]) -> tuple[Any, ...]:
     given = [c for c, is_out in zip(cotangents, float_outs, strict=True) if is_out]
-    found = dict(zip(floats, replay(derivative, kept, [*args, *given]), strict=True))
+    found = dict(zip(floats, replay(derivative, kept, [*args, *given], refit), strict=True))
     return tuple(found[i] if i in found else _no_tangent(arg) for i, arg in enumerate(args))
 
   if eqn.primitive.name == 'custom_jvp_call':

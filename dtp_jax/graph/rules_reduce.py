@@ -15,7 +15,8 @@ def reduce_known(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   value, axes = ins[0], eqn.params['axes']
   for d in axes:
     flow.reduce(value.dims[d], eqn, value.dead[d])
-  return [value.without(axes)]
+  terms = tuple(value.dims[d] for d in axes)
+  return [value.without(axes)._replace(terms=terms)]
 
 
 @rule('reduce', 'reduce_prod', 'reduce_and', 'reduce_or', 'reduce_xor', 'argmax', 'argmin')

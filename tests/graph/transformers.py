@@ -50,7 +50,7 @@ class Encoder(nn.Module):
     x = nn.LayerNorm(use_fast_variance=False, name='norm')(x)
     x = nn.Dropout(0.2, deterministic=not train)(x)
     for i in (1, 2):
-      y = nn.MultiHeadDotProductAttention(2, deterministic=True, name=f'attention{i}')(x)
+      y = nn.MultiHeadDotProductAttention(2, qkv_features=8, name=f'attention{i}')(x)
       x = nn.LayerNorm(use_fast_variance=False, name=f'attention{i}_norm')(x + y)
       y = nn.gelu(nn.Dense(10, name=f'up{i}')(x))
       y = nn.Dropout(0.2, deterministic=not train)(nn.Dense(self.width, name=f'down{i}')(y))
@@ -74,12 +74,14 @@ class UNet(nn.Module):
 class Standardised(nn.Module):
   """BiT: kernels standardised over their in-axis, group norms before them, a plain stream."""
 
+  width: int = 8
+
   @nn.compact
   def __call__(self, x, train):
-    x = self.conv(x, 8, 'stem')
+    x = self.conv(x, self.width, 'stem')
     for i in (1, 2):
       y = self.conv(nn.relu(nn.GroupNorm(2, name=f'{i}a')(x)), 6, f'in{i}')
-      x = x + self.conv(nn.relu(nn.GroupNorm(3, name=f'{i}b')(y)), 8, f'out{i}')
+      x = x + self.conv(nn.relu(nn.GroupNorm(3, name=f'{i}b')(y)), self.width, f'out{i}')
     return nn.Dense(3, name='head')(nn.relu(nn.GroupNorm(2, name='last')(x)).mean((1, 2)))
 
   def conv(self, x, features, name):
