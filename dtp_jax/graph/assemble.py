@@ -62,7 +62,7 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
   still = tuple(
     Group(_label(found[a]), a.size, tuple(found[a]), a.reason)
     for a in order
-    if a.reason is not None and not a.hidden and _stands_alone(a, traced)
+    if a.reason is not None and not a.hidden and _stands_alone(a, leaves, traced)
   )
   return Graph(fn, leaves, groups, still, operators, params, _batch_size(traced, operators))
 
@@ -111,9 +111,14 @@ def _with_biases(slices: list[Slice]) -> list[Slice]:
   ]
 
 
-def _stands_alone(atom: Atom, traced: Traced) -> bool:
-  """Whether some axis holds the atom and no group: the pixels of a flatten are no news."""
-  dims = [list(atoms(dim)) for dims in traced.leaf_dims for dim in dims]
+def _stands_alone(atom: Atom, leaves: Sequence[Leaf], traced: Traced) -> bool:
+  """Whether an axis of a parameter holds it and no group: pixels, statistics are no news."""
+  dims = [
+    list(atoms(d))
+    for leaf, dims in zip(leaves, traced.leaf_dims, strict=True)
+    if leaf.is_param
+    for d in dims
+  ]
   return any(atom in on and all(a.reason is not None for a in on) for on in dims)
 
 

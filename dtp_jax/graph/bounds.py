@@ -22,11 +22,11 @@ SMALLEST = 5e-324  # of the positive numbers: an exponential is never zero but b
 
 def point(value: Any) -> Bounds:
   """The bounds of a literal or captured constant; only single numbers are looked at."""
-  if np.ndim(value) or not np.issubdtype(getattr(value, 'dtype', type(value)), np.number):
+  if np.size(value) != 1 or not np.issubdtype(getattr(value, 'dtype', type(value)), np.number):
     return UNBOUNDED
   if np.iscomplexobj(value):
     return UNBOUNDED
-  number = float(value)
+  number = float(np.reshape(value, ()))
   return EMPTY if math.isnan(number) else (number, number)
 
 

@@ -110,7 +110,7 @@ class Operation(NamedTuple):
 
 
 class Mean(NamedTuple):
-  """What a division of a sum by its count averages over, and the divisor: their number, or one less."""
+  """What a division of a sum averages over, and the divisor: the number of terms, or one less."""
 
   dims: tuple[Dim, ...]
   divisor: int

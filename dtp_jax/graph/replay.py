@@ -18,10 +18,11 @@ from jax.extend import core as jex
 
 from dtp_jax.graph.dead import Kind
 from dtp_jax.graph.dims import Dim
-from dtp_jax.graph.flow import Scope, Value
+from dtp_jax.graph.flow import Scope, Value, shape_of
 from dtp_jax.graph.origins import REDUCTIONS, origins
 from dtp_jax.graph.positions import Kept, positions, pruned
 from dtp_jax.graph.rules_call import Custom, is_float
+from dtp_jax.graph.rules_gather import known_start
 
 Axes = frozenset[int]
 NO_AXES: Axes = frozenset()
@@ -104,12 +105,12 @@ class Frame:
     """A reduction of kept channels and, as often as there are dead ones, of one of them."""
     (var,), name = eqn.invars, eqn.primitive.name
     value, sizes = self.scope.value(var), tuple(var.aval.shape)
+    matter = (Kind.COMMON,) if name == 'reduce_sum' else (Kind.COMMON, Kind.ZERO)
     missing = {
       d: sizes[d] - size(value.dims[d], sizes[d], self.kept)
       for d in eqn.params['axes']
-      if pruned(value.dims[d], self.kept) and d not in dead
-      and not (name == 'reduce_sum' and value.dead[d].kind == Kind.ZERO)
-    }  # fmt: skip
+      if d not in dead and value.dead[d].kind in matter and pruned(value.dims[d], self.kept)
+    }
     total = None
     for chosen in _subsets([] if self.refit else list(missing)):
       part = _bind(eqn, self.scope, self.kept, [self.at(var, dead | chosen)], dead)[0]
@@ -171,6 +172,12 @@ def take(array: Any, dims: Sequence[Dim], kept: Kept) -> Any:
   return array
 
 
+def within(dim: Dim, start: int, limit: int, kept: Kept) -> tuple[int, int]:
+  """Where a range of a dim starts and ends after pruning."""
+  first, last = np.searchsorted(positions(dim, kept), (start, limit))
+  return int(first), int(last)
+
+
 def size(dim: Dim, traced: Any, kept: Kept) -> Any:
   """The size of a dim after pruning; `traced` (perhaps symbolic) if it loses nothing."""
   return len(positions(dim, kept)) if pruned(dim, kept) else traced
@@ -184,6 +191,8 @@ def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_A
   for key in ('shape', 'new_sizes'):
     if key in params:
       params[key] = tuple(1 if d in dead else n for d, n in enumerate(params[key]))
+  if eqn.primitive.name == 'gather':
+    args = [args[0], _start(eqn, ins, kept, args[1])]
   result = eqn.primitive.bind(*args, **params)
   results = result if eqn.primitive.multiple_results else [result]
   if eqn.primitive.name in ('iota', 'random_bits'):  # at the traced size, so that the kept agree
@@ -244,7 +253,9 @@ def _resized(
       return {'shape': sizes(outs[0].dims, params['shape'])}
     case 'reshape':
       return {'new_sizes': sizes(outs[0].dims, params['new_sizes'])}
-    case 'gather' | 'dynamic_slice':
+    case 'gather':
+      return {'slice_sizes': _gathered(eqn, ins, kept)}
+    case 'dynamic_slice':
       return {'slice_sizes': sizes(ins[0].dims, params['slice_sizes'])}
     case 'split':
       return {'sizes': sizes([out.dims[params['axis']] for out in outs], params['sizes'])}
@@ -252,8 +263,10 @@ def _resized(
       starts, limits = list(params['start_indices']), list(params['limit_indices'])
       for d, dim in enumerate(ins[0].dims):
         if pruned(dim, kept):
-          ends = np.searchsorted(positions(dim, kept), (starts[d], limits[d]))
-          starts[d], limits[d] = map(int, ends)
+          if (params['strides'] or [1] * len(starts))[d] != 1:
+            limits[d] = args[0].shape[d]  # whole runs go, so the first one starts where it did
+            continue
+          starts[d], limits[d] = within(dim, starts[d], limits[d], kept)
       return {'start_indices': tuple(starts), 'limit_indices': tuple(limits)}
     case 'conv_general_dilated':
       numbers = params['dimension_numbers']
@@ -261,3 +274,31 @@ def _resized(
       return {'feature_group_count': features // args[1].shape[numbers.rhs_spec[1]]}
     case _:
       return {}
+
+
+def _gathered(eqn: Any, ins: list[Value], kept: Kept) -> tuple[Any, ...]:
+  """How much of each axis a gather takes: all that is left, or what is left of a window."""
+  numbers, start = eqn.params['dimension_numbers'], known_start(eqn, ins[1])
+  taken = list(eqn.params['slice_sizes'])
+  for d, (dim, whole) in enumerate(zip(ins[0].dims, shape_of(eqn.invars[0]), strict=True)):
+    if not pruned(dim, kept) or d in (
+      *numbers.collapsed_slice_dims,
+      *numbers.operand_batching_dims,
+    ):
+      continue
+    if taken[d] == whole:
+      taken[d] = size(dim, whole, kept)
+    elif start is not None:
+      first, last = within(dim, start, start + taken[d], kept)
+      taken[d] = last - first
+  return tuple(taken)
+
+
+def _start(eqn: Any, ins: list[Value], kept: Kept, indices: Any) -> Any:
+  """The indices of a gather; of a window at a known place, where that place is now."""
+  start = known_start(eqn, ins[1])
+  if start is None:
+    return indices
+  dim = ins[0].dims[eqn.params['dimension_numbers'].start_index_map[0]]
+  moved = within(dim, start, start, kept)[0] if pruned(dim, kept) else start
+  return jnp.full_like(indices, moved)

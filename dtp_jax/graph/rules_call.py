@@ -77,7 +77,9 @@ def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
   else:
     jaxpr = jax.make_jaxpr(vjp)(structs, [_struct(v) for v in eqn.outvars if is_float(v)])
     unpromised = [plain(v.dims) for v in (*ins, *float_outs)]
+    noted = len(flow.contractions)
     scope = _derivative(flow, eqn, jaxpr, unpromised, float_ins)
+    del flow.contractions[noted:]  # nothing is known of cotangents: the forward pass decides
   return outs, Custom(body, scope, floats)
 
 

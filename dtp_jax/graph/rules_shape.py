@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dtp_jax.graph.bounds import POINT_ZERO
-from dtp_jax.graph.dead import ANYTHING, NOTHING, STEADY, Dead, together
+from dtp_jax.graph.dead import NOTHING, STEADY, Dead, together
 from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, is_one, segments, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
@@ -131,29 +131,41 @@ def unstack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def split(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The inverse of concatenate."""
   value, axis, sizes = ins[0], eqn.params['axis'], [int(s) for s in eqn.params['sizes']]
-  pieces = _divided(flow, eqn, value.dims[axis], sizes)
+  pieces = divided(flow, eqn, value.dims[axis], sizes)
   return [value.with_dim(axis, piece) for piece in pieces]
 
 
 @rule('slice')
 def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """A range of each axis; a channel axis is divided at its ends, and never strided."""
-  value = ins[0]
+  """A range of each axis; a channel axis is divided at its ends, or into runs of a stride."""
+  value, sizes = ins[0], shape_of(eqn.invars[0])
   starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
   strides = eqn.params['strides'] or (1,) * len(starts)
-  sizes = shape_of(eqn.outvars[0])
-  for d, size in enumerate(shape_of(eqn.invars[0])):
-    if sizes[d] == size:
-      continue
+  for d, size in enumerate(shape_of(eqn.outvars[0])):
     if strides[d] != 1:
-      freeze(value.dims[d], flow.reason(eqn, ' with a stride'))
-    if frozen(value.dims[d]):
-      value = value.with_dim(d, fixed(sizes[d], flow.reason(eqn, ' of a frozen axis')))
-      continue
-    lengths = [starts[d], limits[d] - starts[d], size - limits[d]]
-    pieces = _divided(flow, eqn, value.dims[d], [n for n in lengths if n])
-    value = value.with_dim(d, pieces[1 if starts[d] else 0])
+      value = value.with_dim(d, _every(flow, eqn, value.dims[d], starts[d], strides[d], size))
+    elif size != sizes[d]:
+      value = value.with_dim(d, window(flow, eqn, value.dims[d], starts[d], limits[d]))
   return [value]
+
+
+def window(flow: Flow, eqn: Any, dim: Dim, start: int, limit: int) -> Dim:
+  """The elements `start` to `limit` of a dim, which is divided there; frozen if it cannot be."""
+  if frozen(dim):
+    return fixed(limit - start, flow.reason(eqn, ' of a frozen axis'))
+  lengths = [start, limit - start, dim.size - limit]
+  return divided(flow, eqn, dim, [n for n in lengths if n])[1 if start else 0]
+
+
+def _every(flow: Flow, eqn: Any, dim: Dim, start: int, stride: int, size: int) -> Dim:
+  """One of every `stride` elements: the runs of as many live or die together."""
+  if not frozen(dim) and start < stride and dim.size == size * stride:
+    runs = fresh(size)
+    one = fixed(stride, flow.reason(eqn, ' with a stride'), hidden=True)
+    unify(dim, Product((runs, one)), flow.reason(eqn, ' with a stride'))
+    return runs
+  freeze(dim, flow.reason(eqn, ' with a stride'))
+  return fixed(size, flow.reason(eqn, ' of a frozen axis'))
 
 
 @rule('pad')
@@ -229,33 +241,7 @@ def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   return [Value(value.dims, dead, origin_of([value, update]))]
 
 
-@rule('gather')
-def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
-  """A table looked up by rows: axes taken whole pass, indexed ones freeze."""
-  numbers, taken = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
-  if numbers.operand_batching_dims or numbers.start_indices_batching_dims:
-    return None
-  table, indices = ins
-  sizes = shape_of(eqn.outvars[0])
-  dims: list[Dim] = [UNIT] * len(sizes)
-  dead = [ANYTHING] * len(sizes)
-  kept = [d for d in range(len(table.dims)) if d not in numbers.collapsed_slice_dims]
-  for d, (size, part) in enumerate(zip(shape_of(eqn.invars[0]), taken, strict=True)):
-    if size != part or d in numbers.collapsed_slice_dims:
-      freeze(table.dims[d], flow.reason(eqn, ' looks up rows of it'))
-  for d, axis in zip(kept, numbers.offset_dims, strict=True):
-    whole = taken[d] == shape_of(eqn.invars[0])[d]
-    dims[axis] = table.dims[d] if whole else fixed(sizes[axis], flow.reason(eqn))
-    dead[axis] = table.dead[d]
-    if table.fixed and whole and table.makers(d):  # an embedding
-      flow.productions.append((table.makers(d), table.dims[d]))
-  rest = [d for d in range(len(sizes)) if d not in numbers.offset_dims]
-  for axis, dim in zip(rest, indices.dims[:-1], strict=True):
-    dims[axis] = dim
-  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
-
-
-def _divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
+def divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
   """Consecutive pieces of a dim; a dim that cannot be cut there freezes."""
   if not frozen(dim):
     pieces = segments(dim, list(np.cumsum(lengths)[:-1].tolist()))

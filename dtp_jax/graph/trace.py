@@ -12,6 +12,7 @@ import jax
 from dtp_jax.graph import (  # noqa: F401
   rules,  # pyright: ignore[reportUnusedImport]
   rules_call,  # pyright: ignore[reportUnusedImport]
+  rules_gather,  # pyright: ignore[reportUnusedImport]
   rules_reduce,  # pyright: ignore[reportUnusedImport]
   rules_shape,  # pyright: ignore[reportUnusedImport]
 )
@@ -67,8 +68,8 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
       function of an NNX state or an Equinox model, plain JAX. It is not edited.
     variables: its parameters and state, a pytree of arrays or `jax.ShapeDtypeStruct`s. If it is a
       dict with a 'params' entry, that entry holds the parameters; else all float leaves are.
-    *inputs: what it is applied to. The leading axis of the first array is taken to be the batch;
-      MACs are counted for one example.
+    *inputs: what it is applied to. The leading axis of the first array that has one is taken to
+      be the batch; MACs are counted for one example.
     **static: keyword arguments. Arrays among them (random keys) are traced, the rest (flags,
       names) is fixed.
 
@@ -152,9 +153,10 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
       if leaf.is_param
       else Value(dims, (FINITE,) * len(dims), CONSTANT)
     )
-  for i, struct in enumerate(structs[len(leaves) :]):
+  first = next((i for i, struct in enumerate(structs) if i >= len(leaves) and struct.shape), None)
+  for i, struct in enumerate(structs[len(leaves) :], len(leaves)):
     dims = tuple(
-      UNIT if is_one(size) else Atom(size, 'an input', batch=i == 0 and d == 0)
+      UNIT if is_one(size) else Atom(size, 'an input', batch=i == first and d == 0)
       for d, size in enumerate(struct.shape)
     )
     yield Value(dims, (FINITE,) * len(dims), ACTIVATION)

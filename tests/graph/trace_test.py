@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ FREEZING = {
   'cumsum': (lambda h: jnp.cumsum(h, -1), 'cumsum runs along it'),
   'sort': (jnp.sort, 'sort runs along it'),
   'flip': (lambda h: h[:, ::-1], 'rev reverses it'),
-  'stride': (lambda h: jnp.repeat(jax.lax.slice(h, (0, 0), (4, 6), (1, 2)), 2, 1), 'slice with'),
+  'stride': (lambda h: jnp.pad(h[:, ::4], ((0, 0), (0, 4))), 'slice with a stride'),
   'take': (lambda h: jnp.take(h, jnp.array([5, 1, 0, 2, 4, 3]), axis=1), 'gather looks up'),
   'gram': (lambda h: (h @ h.T) @ h, None),
   'scatter': (lambda h: h.at[0].add(1.0), 'scatter-add (no rule for it)'),
@@ -104,6 +105,58 @@ def test_what_leaves_channels_apart_keeps_them_prunable(name):
   graph = trace(fn, params, x)
   assert list(graph.groups) == ['a']
   assert_agreement(graph, params, (x,), {}, {'a': np.array([0, 1, 1, 0, 0, 1])})
+
+
+PARTS = {
+  'even and odd': (lambda h: jnp.concatenate([h[:, ::2], -h[:, 1::2]], 1), 3),
+  'rows of a batch': (lambda h: jnp.take_along_axis(h, jnp.argsort(h, 0), 0), 6),
+  'a batched row': (lambda h: jnp.take_along_axis(h, jnp.argmax(h, 0)[None], 0), 6),
+  'a column': (lambda h: h * h[:, 2:3], 5),
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_slices_and_gathers_divide_channels(name):
+  middle, channels = PARTS[name]
+  fn, params, x = mlp_around(middle)
+  graph = trace(fn, params, x)
+  assert sum(group.size for group in graph.groups.values()) == channels
+  for hard in (random_masks(graph, 0), one_left(graph)):
+    assert_agreement(graph, params, (x,), {}, hard)
+
+
+def test_static_slices_under_a_symbolic_batch():
+  """There jax writes them as gathers from a constant place on."""
+
+  def halves(h):
+    return jnp.concatenate([-h[:, 3:], h[:, :3]], 1) * h + h[:, -1][:, None] * h[:, 2][:, None]
+
+  fn, params, x = mlp_around(halves)
+  graph = trace(fn, params, x)
+  (batch,) = jax.export.symbolic_shape('batch')
+  symbolic = trace(fn, params, jax.ShapeDtypeStruct((batch, 3), jnp.float32))
+  assert symbolic.sizes == graph.sizes == {'a': 2}
+  slim = shrink(graph, params, {'a': np.array([False, True])})
+  exported = jax.export.export(jax.jit(slim.apply))(
+    slim.variables, jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+  )
+  expected = slim.apply(slim.variables, x)
+  np.testing.assert_allclose(exported.call(slim.variables, x), expected, rtol=1e-5)
+  assert_agreement(graph, params, (x,), {}, {'a': np.array([False, True])})
+
+
+def test_a_custom_derivative_does_not_decide_about_channels():
+  """A norm with a hand-written backward pass, which sums over channels of cotangents."""
+
+  @jax.custom_vjp
+  def centred(h):
+    return h - h.mean(1, keepdims=True)
+
+  centred.defvjp(lambda h: (centred(h), ()), lambda _, g: (g - g.mean(1, keepdims=True),))
+  fn, params, x = mlp_around(lambda h: jnp.sin(h) + jnp.square(centred(jnp.sin(h))))
+  graph = trace(fn, params, x)
+  assert list(graph.groups) == ['a']
+  assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
 
 
 def test_roles_of_a_residual_network():
@@ -374,6 +427,23 @@ def test_macs_are_those_of_one_example():
   assert trace(case.fn, case.variables, x[:1]).macs.total == batched.macs.total
   alone = trace(lambda model, x: model(x), case.variables, x[0])  # channels first: no batch at all
   assert alone.macs.total == batched.macs.total == 2 * 2 * 27 * 6 + 6 * 5 + 5 * 3
+
+
+def test_flags_before_the_batch_leave_macs_those_of_one_example():
+  fn, params, x = mlp_around(jnp.tanh)
+  alone = trace(fn, params, x).macs.total
+
+  def with_flags(w, inputs):
+    return fn(w, inputs['x']) * inputs['a flag']
+
+  assert trace(with_flags, params, {'a flag': jnp.ones(()), 'x': x}).macs.total == alone
+
+
+def test_running_statistics_are_no_news():
+  fn, params, x = mlp_around(jnp.tanh)
+  variables = {'params': params, 'stats': {'count': jnp.ones((5,)), 'mean': jnp.ones((3,))}}
+  graph = trace(lambda v, x: fn(v['params'], x - v['stats']['mean'][None]), variables, x)
+  assert set(frozen_reasons(graph)) == {'params/a:0', 'params/b:1'}
 
 
 def test_empty_arrays_and_debug_prints_are_no_obstacle():
