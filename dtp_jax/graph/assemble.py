@@ -14,7 +14,7 @@ from dtp_jax.graph.dead import Axis
 from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
 from dtp_jax.graph.flow import Flow, Scope
 from dtp_jax.graph.graph import Bare, Extent, Graph, Operator
-from dtp_jax.graph.groups import ROLES, Group, Leaf, Slice, group_names, module_of
+from dtp_jax.graph.groups import ROLES, Group, Leaf, Path, Slice, group_names, module_of
 from dtp_jax.graph.positions import occurrences
 
 
@@ -59,8 +59,9 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
     name: Group(name, atom.size, tuple(found[atom]), None, macs.without(name), params.without(name))
     for atom, name in names.items()
   }
+  states = {leaf.path for leaf in leaves if not leaf.is_param}
   still = tuple(
-    Group(_label(found[a]), a.size, tuple(found[a]), a.reason)
+    Group(_label(found[a], states), a.size, tuple(found[a]), a.reason)
     for a in order
     if a.reason is not None and not a.hidden and _stands_alone(a, leaves, traced)
   )
@@ -122,9 +123,9 @@ def _stands_alone(atom: Atom, leaves: Sequence[Leaf], traced: Traced) -> bool:
   return any(atom in on and all(a.reason is not None for a in on) for on in dims)
 
 
-def _label(slices: list[Slice]) -> str:
-  """A frozen dim is called by the first axis that makes it, carries it or reads it."""
-  chosen = min(slices, key=lambda s: ROLES.index(s.role))
+def _label(slices: list[Slice], states: set[Path]) -> str:
+  """A frozen dim is called by the first parameter that makes it, carries it or reads it."""
+  chosen = min(slices, key=lambda s: (s.path in states, ROLES.index(s.role)))
   return f'{"/".join(chosen.path)}:{chosen.axis}'
 
 
