@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dtp_jax.graph.cost import Polynomial, add
+from dtp_jax.graph.dead import Axis
 from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
-from dtp_jax.graph.flow import Axis, Flow, Scope
+from dtp_jax.graph.flow import Flow, Scope
 from dtp_jax.graph.graph import Bare, Extent, Graph, Operator
-from dtp_jax.graph.groups import ROLES, Group, Leaf, Slice, group_names, module_of
+from dtp_jax.graph.groups import ROLES, Group, Leaf, Path, Slice, group_names, module_of
 from dtp_jax.graph.positions import occurrences
 
 
@@ -38,14 +39,15 @@ class Traced:
 
 def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
   """Names the groups of a walked program and collects their slices and costs."""
-  _settle_rest(traced)
+  read = _read(traced)
+  _settle_rest(traced, read)
   produced = _producers(traced)
   found: dict[Atom, list[Slice]] = {}
   for i, d, atom, index in _occurring(traced, produced):
-    reads = (i, d) in traced.masked.get(atom, ())
-    makes = (i, d) in produced.get(atom, ())
-    role = 'consumer' if reads else 'producer' if makes else 'carrier'
-    found.setdefault(atom, []).append(Slice(leaves[i].path, d, role, index))
+    reads, makes = (i, d) in read.get(atom, ()), (i, d) in produced.get(atom, ())
+    role = 'producer' if makes else 'consumer' if reads else 'carrier'
+    masked = (i, d) in traced.masked.get(atom, ())
+    found.setdefault(atom, []).append(Slice(leaves[i].path, d, role, index, masked))
   first = {atom: n for n, atom in enumerate(produced)}
   order = sorted(found, key=lambda atom: first.get(atom, len(first)))
   for atom in order:
@@ -57,10 +59,11 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
     name: Group(name, atom.size, tuple(found[atom]), None, macs.without(name), params.without(name))
     for atom, name in names.items()
   }
+  states = {leaf.path for leaf in leaves if not leaf.is_param}
   still = tuple(
-    Group(_label(found[a]), a.size, tuple(found[a]), a.reason)
+    Group(_label(found[a], states), a.size, tuple(found[a]), a.reason)
     for a in order
-    if a.reason is not None and not a.hidden and _stands_alone(a, traced)
+    if a.reason is not None and not a.hidden and _stands_alone(a, leaves, traced)
   )
   return Graph(fn, leaves, groups, still, operators, params, _batch_size(traced, operators))
 
@@ -82,12 +85,22 @@ def _occurring(
 def _producers(traced: Traced) -> dict[Atom, dict[Axis, int]]:
   """Per atom, in the order of the program, the leaf axes that are out axes, and their rank."""
   produced: dict[Atom, dict[Axis, int]] = {}
-  for rank, (zeroed, dim) in enumerate(traced.flow.productions):
+  for rank, (makers, dim) in enumerate(traced.flow.productions):
     for atom in atoms(dim):
-      for i, d in sorted(zeroed):
+      for i, d in sorted(makers):
         if atom in set(atoms(traced.leaf_dims[i][d])):
           produced.setdefault(atom, {}).setdefault((i, d), rank)
   return produced
+
+
+def _read(traced: Traced) -> dict[Atom, set[Axis]]:
+  """Per atom, the leaf axes that are in axes: those of weights that are summed over."""
+  read: dict[Atom, set[Axis]] = {}
+  for contraction in traced.flow.contractions:
+    for atom in atoms(contraction.dim):
+      lying = ((i, d) for i, d in contraction.reads if atom in set(atoms(traced.leaf_dims[i][d])))
+      read.setdefault(atom, set()).update(lying)
+  return read
 
 
 def _with_biases(slices: list[Slice]) -> list[Slice]:
@@ -99,15 +112,20 @@ def _with_biases(slices: list[Slice]) -> list[Slice]:
   ]
 
 
-def _stands_alone(atom: Atom, traced: Traced) -> bool:
-  """Whether some axis holds the atom and no group: the pixels of a flatten are no news."""
-  dims = [list(atoms(dim)) for dims in traced.leaf_dims for dim in dims]
+def _stands_alone(atom: Atom, leaves: Sequence[Leaf], traced: Traced) -> bool:
+  """Whether an axis of a parameter holds it and no group: pixels, statistics are no news."""
+  dims = [
+    list(atoms(d))
+    for leaf, dims in zip(leaves, traced.leaf_dims, strict=True)
+    if leaf.is_param
+    for d in dims
+  ]
   return any(atom in on and all(a.reason is not None for a in on) for on in dims)
 
 
-def _label(slices: list[Slice]) -> str:
-  """A frozen dim is called by the first axis that makes it, carries it or reads it."""
-  chosen = min(slices, key=lambda s: ROLES.index(s.role))
+def _label(slices: list[Slice], states: set[Path]) -> str:
+  """A frozen dim is called by the first parameter that makes it, carries it or reads it."""
+  chosen = min(slices, key=lambda s: (s.path in states, ROLES.index(s.role)))
   return f'{"/".join(chosen.path)}:{chosen.axis}'
 
 
@@ -169,16 +187,16 @@ def _count(dim: Dim, names: dict[Atom, str], per_example: bool = False) -> Polyn
   return add(_count(part, names, per_example) for part in dim.parts)
 
 
-def _settle_rest(traced: Traced) -> None:
+def _settle_rest(traced: Traced, read: dict[Atom, set[Axis]]) -> None:
   """A group is something that a parameter makes or carries, and a weight reads."""
-  produced = {axis for zeroed, _ in traced.flow.productions for axis in zeroed}
+  produced = {axis for makers, _ in traced.flow.productions for axis in makers}
   lies: dict[Atom, set[Axis]] = {}
   for i, dims in enumerate(traced.leaf_dims):
     for d, dim in enumerate(dims):
       for atom in atoms(dim):
         lies.setdefault(atom, set()).add((i, d))
   for atom, axes in lies.items():
-    if atom not in traced.masked:
+    if not traced.masked.get(atom):
       freeze(atom, 'no weight reads it')
-    elif axes <= traced.masked[atom] - produced:
+    elif axes <= read.get(atom, set()) - produced:
       freeze(atom, 'no parameter makes it')

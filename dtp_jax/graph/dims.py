@@ -140,13 +140,7 @@ def cut(dim: Dim, at: Size) -> tuple[Dim, Dim] | None:
     dim.bound = Concat((head, tail))
     return head, tail
   if isinstance(dim, Product):
-    minor = Product(dim.factors[1:])
-    if at % minor.size:
-      return None
-    halves = cut(dim.factors[0], at // minor.size)
-    if halves is None:
-      return None
-    return Product((halves[0], minor)), Product((halves[1], minor))
+    return _cut_product(dim.factors[0], Product(dim.factors[1:]), at)
   before: list[Dim] = []
   for i, part in enumerate(dim.parts):
     if at == 0:
@@ -159,6 +153,24 @@ def cut(dim: Dim, at: Size) -> tuple[Dim, Dim] | None:
     before.append(part)
     at = at - part.size
   return None
+
+
+def _cut_product(major: Dim, minor: Dim, at: Size) -> tuple[Dim, Dim] | None:
+  """Cuts between elements of the major factor, or inside one: then the minor factor is cut, too."""
+  before, inside = at // minor.size, at % minor.size
+  if is_none(inside):
+    halves = cut(major, before)
+    return halves and (Product((halves[0], minor)), Product((halves[1], minor)))
+  after = major.size - before - 1
+  if is_none(after) and is_none(before):
+    return cut(minor, inside)
+  bounds = [n for n, part in ((before, before), (before + 1, after)) if not is_none(part)]
+  majors, minors = segments(major, bounds), cut(minor, inside)
+  if majors is None or minors is None:
+    return None
+  head = [] if is_none(before) else [Product((majors[0], minor))]
+  tail = [] if is_none(after) else [Product((majors[-1], minor))]
+  return Concat((*head, minors[0])), Concat((minors[1], *tail))
 
 
 def segments(dim: Dim, bounds: Sequence[Size]) -> list[Dim] | None:
@@ -176,6 +188,11 @@ def segments(dim: Dim, bounds: Sequence[Size]) -> list[Dim] | None:
 def is_one(size: Size) -> bool:
   """Whether a size is the number 1 (a symbolic size never is)."""
   return isinstance(size, int | np.integer) and size == 1
+
+
+def is_none(size: Size) -> bool:
+  """Whether a size is the number 0 (a symbolic size never is)."""
+  return isinstance(size, int | np.integer) and size == 0
 
 
 def _bind(atom: Atom, dim: Dim) -> None:
@@ -201,11 +218,10 @@ def _align_products(a: list[Dim], b: list[Dim], reason: str) -> bool:
       continue
     if x.size % y.size:
       a, b, x, y = b, a, y, x  # the larger one is split
-    if x.size % y.size or not isinstance(x, Atom):
+    if x.size % y.size:
       return False
-    major, minor = x.divided(x.size // y.size), x.divided(y.size)
-    x.bound = Product((major, minor))
-    unify(minor, y, reason)
+    major = x.divided(x.size // y.size) if isinstance(x, Atom) else Atom(x.size // y.size)
+    unify(x, Product((major, y)), reason)
     a.append(major)
 
 

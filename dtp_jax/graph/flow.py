@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, is_one, unify
+from dtp_jax.graph import bounds as interval
+from dtp_jax.graph.bounds import UNBOUNDED, Bounds
+from dtp_jax.graph.dead import ANYTHING, FINITE, NONE, NOTHING, STEADY, Dead, Kind, Masks
+from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, frozen, is_one, unify
+from dtp_jax.graph.origins import ELEMENTWISE, FOLLOWED
 
-# (leaf number, axis): one axis of one leaf of the variables.
-Axis = tuple[int, int]
-NONE: frozenset[Axis] = frozenset()
 CONSTANT, WEIGHT, ACTIVATION = range(3)
 
 
@@ -29,25 +30,39 @@ class Value(NamedTuple):
 
   Attributes:
     dims: one dim per axis; `UNIT` for axes of size 1.
-    zeroed: per axis, parameter axes with this promise: masking them makes the value zero wherever
-      an atom of this axis is dead. Empty where nothing is promised.
+    dead: per axis, what the value is wherever an atom of this axis is dead, and the parameter axes
+      to be masked for it.
     origin: what it was computed from: `CONSTANT` (what no mask reaches: literals, captured arrays,
       variables that are not parameters, random bits), `WEIGHT` (parameters too), `ACTIVATION`.
+    bounds: an interval that all of its elements lie in.
+    terms: if it is a sum and nothing else, the dims whose elements were added up.
   """
 
   dims: tuple[Dim, ...]
-  zeroed: tuple[frozenset[Axis], ...]
+  dead: tuple[Dead, ...]
   origin: int
+  bounds: Bounds = UNBOUNDED
+  terms: tuple[Dim, ...] = ()
 
   @property
   def fixed(self) -> bool:
     """Whether it does not depend on the inputs."""
     return self.origin < ACTIVATION
 
+  def makers(self, axis: int) -> Masks:
+    """The parameter axes that, masked, make it zero along an axis; none if nothing does."""
+    return self.dead[axis].masks if self.dead[axis].kind == Kind.ZERO else NONE
+
+  def along(self, axis: int, rank: int) -> Dead:
+    """What it is at dead positions of an axis of the result of rank `rank` it is spread out to."""
+    if len(self.dims) == rank and self.dims[axis] is not UNIT:
+      return self.dead[axis]
+    return NOTHING if self.bounds == interval.POINT_ZERO else STEADY
+
   def picked(self, axes: Sequence[int]) -> Value:
     """The value with these axes alone, in this order."""
-    dims = tuple(self.dims[d] for d in axes)
-    return Value(dims, tuple(self.zeroed[d] for d in axes), self.origin)
+    dims, dead = tuple(self.dims[d] for d in axes), tuple(self.dead[d] for d in axes)
+    return self._replace(dims=dims, dead=dead)
 
   def without(self, axes: Sequence[int]) -> Value:
     """The value with these axes gone."""
@@ -57,12 +72,24 @@ class Value(NamedTuple):
     """The value with another dim on one axis."""
     return self._replace(dims=(*self.dims[:axis], dim, *self.dims[axis + 1 :]))
 
+  def with_dead(self, axis: int, dead: Dead) -> Value:
+    """The value with something else known of one axis."""
+    return self._replace(dead=(*self.dead[:axis], dead, *self.dead[axis + 1 :]))
+
 
 class Contraction(NamedTuple):
-  """A sum over `dim`: every atom in it needs an axis in `zeroed` to be masked on, or freezes."""
+  """A sum, or another reduction, over `dim`.
+
+  Attributes:
+    dim: every atom in it must be masked as one of the `options` says, or freezes.
+    options: sets of parameter axes, the preferred one first.
+    reads: the axes of the weight that is summed over, if one is.
+    reason: what froze an atom for which there is no option.
+  """
 
   dim: Dim
-  zeroed: frozenset[Axis]
+  options: tuple[Masks, ...]
+  reads: Masks
   reason: str
 
 
@@ -82,15 +109,32 @@ class Operation(NamedTuple):
   operands: tuple[tuple[Dim, ...], ...] = ()
 
 
+class Mean(NamedTuple):
+  """What a division of a sum averages over, and the divisor: the number of terms, or one less."""
+
+  dims: tuple[Dim, ...]
+  divisor: int
+
+
 @dataclass(eq=False)
 class Scope:
-  """One visited jaxpr: the values of its variables and, per call in it, the scopes entered."""
+  """One visited jaxpr: the values of its variables and, by equation, what else replay must know.
+
+  Attributes:
+    jaxpr: what was visited.
+    consts: its constants.
+    equations: the indices of those equations that results depend on.
+    values: by variable.
+    calls: {equation: scopes entered}; None for what calls nothing.
+    means: {equation: what it averages over}, for divisions of a sum by its count.
+  """
 
   jaxpr: Any
   consts: Sequence[Any]
   equations: list[int]
   values: dict[Any, Value] = field(default_factory=dict)
   calls: dict[int, Any] = field(default_factory=dict)
+  means: dict[int, Mean] = field(default_factory=dict)
 
   def value(self, var: Any) -> Value:
     """The value of a variable or literal of this jaxpr."""
@@ -128,7 +172,7 @@ class Flow:
 
   def __init__(self) -> None:
     self.contractions: list[Contraction] = []
-    self.productions: list[tuple[frozenset[Axis], Dim]] = []
+    self.productions: list[tuple[Masks, Dim]] = []
     self.operations: list[Operation] = []
     self.in_derivative = False
     self._where: list[str] = []
@@ -142,8 +186,12 @@ class Flow:
     for i in scope.equations:
       eqn = jaxpr.eqns[i]
       self._where.append(str(eqn.source_info.name_stack))
-      outs, scope.calls[i] = self._apply(eqn, [scope.value(v) for v in eqn.invars])
+      given = [scope.value(v) for v in eqn.invars]
+      outs, scope.calls[i] = self._apply(eqn, given)
       self._where.pop()
+      mean = mean_of(eqn, given)
+      if mean is not None:
+        scope.means[i] = mean
       scope.values.update(zip(eqn.outvars, outs, strict=True))
     return [scope.value(v) for v in jaxpr.outvars], scope
 
@@ -156,7 +204,9 @@ class Flow:
     if entered is not None:
       return entered
     outs = RULES[name](self, eqn, ins) if name in RULES else None
-    return (self.opaque(eqn, ins) if outs is None else outs), None
+    if outs is None:
+      return self.opaque(eqn, ins), None
+    return [_described(eqn, ins, out) for out in outs], None
 
   def reason(self, eqn: Any, text: str = '') -> str:
     """'reduce_sum over it, in Net/LayerNorm_0': what a report says of a frozen dim."""
@@ -209,24 +259,76 @@ class Flow:
     return shared
 
   def contract(self, dim: Dim, eqn: Any, operands: Sequence[tuple[Value, int]]) -> None:
-    """Notes a sum over `dim`, the given axis of each operand."""
-    zeroed = NONE
+    """Notes a sum of products over `dim`, the given axis of each operand."""
     # A weight's in-axis is the place to mask; failing that, whatever else makes the terms zero.
-    for value, axis in sorted(operands, key=lambda o: o[0].fixed):
-      zeroed = value.zeroed[axis] or zeroed
-    self.contractions.append(Contraction(dim, zeroed, self.reason(eqn, ' sums over it')))
+    ranked = sorted(operands, key=lambda o: -o[0].origin)[::-1]
+    zero = [value.dead[axis] for value, axis in ranked if value.dead[axis].kind == Kind.ZERO]
+    read = NONE.union(*(v.dead[d].masks for v, d in operands if v.origin == WEIGHT))
+    options, reason = tuple(dead.masks for dead in zero), self.reason(eqn, ' sums over it')
+    self.contractions.append(Contraction(dim, options, read, reason))
+
+  def reduce(self, dim: Dim, eqn: Any, dead: Dead) -> None:
+    """Notes a reduction over `dim`, which can do without the dead if they are all the same."""
+    options = (dead.masks,) if dead.kind >= Kind.COMMON else ()
+    self.contractions.append(Contraction(dim, options, NONE, self.reason(eqn, ' over it')))
 
   def operate(
     self, eqn: Any, ins: Sequence[Value], weight: Value, dims: Sequence[Dim], summed: Sequence[Dim]
   ) -> None:
     """Notes an operator with MACs, its dims and those of them it sums over."""
     if not self.in_derivative:  # derivative rules are not part of the network
-      leaf = min((axis[0] for z in weight.zeroed for axis in z), default=None)
+      leaf = min((axis[0] for dead in weight.dead for axis in dead.masks), default=None)
       leaf, summed = leaf if weight.fixed else None, tuple(summed)
       operands = tuple(value.dims for value in ins)
       self.operations.append(
         Operation(leaf, eqn.primitive.name, (*dims, *summed), summed, 1, eqn, operands)
       )
+
+
+def _described(eqn: Any, ins: Sequence[Value], out: Value) -> Value:
+  """A rule's result with what holds of it whatever the rule: its bounds, and what is finite."""
+  name, dead = eqn.primitive.name, out.dead
+  if name not in FOLLOWED:
+    dead = tuple(one.moved for one in dead)
+  if name not in ELEMENTWISE and not any(map(_unsure, ins)):
+    dead = tuple(FINITE if one == ANYTHING else one for one in dead)
+  terms = out.terms if name == 'reduce_sum' else ins[0].terms if name in SAME_SUM else ()
+  return out._replace(dead=dead, bounds=interval.bounds(eqn, [v.bounds for v in ins]), terms=terms)
+
+
+# Behind these a sum is still a sum.
+SAME_SUM = ('convert_element_type', 'broadcast_in_dim', 'reshape', 'squeeze', 'transpose')
+
+
+def mean_of(eqn: Any, ins: Sequence[Value]) -> Mean | None:
+  """The mean that an equation makes of a sum, if it does: a division by how many there are."""
+  if eqn.primitive.name not in ('div', 'mul'):
+    return None
+  total, divisor = sorted(ins, key=lambda value: not value.terms)
+  if eqn.primitive.name == 'div' and total is not ins[0]:
+    return None
+  low, high = divisor.bounds
+  if not total.terms or low != high or not low:
+    return None
+  full = math.prod(dim.size for dim in total.terms)
+  number = low if eqn.primitive.name == 'div' else 1 / low
+  for count in (full, full - 1):  # the latter in an unbiased variance
+    if isinstance(count, int) and count > 0 and abs(number - count) < 1e-4 * count / full:
+      return Mean(total.terms, count)
+  return None
+
+
+def _unsure(value: Value) -> bool:
+  """Whether it may be infinite where a channel is dead."""
+  return any(
+    one.kind == Kind.ANYTHING and not frozen(dim)
+    for dim, one in zip(value.dims, value.dead, strict=True)
+  )
+
+
+def sealed(value: Value) -> Value:
+  """A value on its way into or out of a call that replay cannot look into or out of."""
+  return value._replace(dead=tuple(one.moved for one in value.dead))
 
 
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
@@ -257,15 +359,18 @@ def fresh(size: Size) -> Dim:
 
 
 def plain(dims: Sequence[Dim], origin: int = ACTIVATION) -> Value:
-  """A value about whose zeros nothing is promised."""
-  return Value(tuple(dims), (NONE,) * len(dims), origin)
+  """A value about whose dead channels nothing is known."""
+  return Value(tuple(dims), (ANYTHING,) * len(dims), origin)
 
 
 def constant(value: Any) -> Value:
   """A captured constant or literal: free dims that will unify with what they meet."""
   is_key = hasattr(value, 'dtype') and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
   shape = getattr(value, 'shape', ())
-  return plain([fixed(s, 'a random key') if is_key else fresh(s) for s in shape], CONSTANT)
+  if is_key:
+    return plain([fixed(s, 'a random key') for s in shape], CONSTANT)
+  dims = tuple(fresh(s) for s in shape)
+  return Value(dims, (FINITE,) * len(dims), CONSTANT, interval.point(value))
 
 
 def origin_of(ins: Sequence[Value]) -> int:

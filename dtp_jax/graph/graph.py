@@ -82,7 +82,10 @@ class Graph:
     return {name: group.size for name, group in self.groups.items()}
 
   def apply_masks(self, params: Any, masks: Mapping[str, jax.Array]) -> Any:
-    """Multiplies the in-axis of every consumer by its group's mask.
+    """Multiplies the slices where a group is masked by its mask.
+
+    These are the in-axes of its consumers, and, where a norm sums over its channels, what makes
+    and carries them: then their activations are zero in the norm already.
 
     Args:
       params: the traced variables, or the entry of them that holds the parameters (for Linen,
@@ -93,16 +96,16 @@ class Graph:
       A tree like `params`. Pure: works under jit, grad and vmap.
 
     Raises:
-      ValueError: an unknown group, a mask of another shape, or a tree without the consumers.
+      ValueError: an unknown group, a mask of another shape, or a tree without what is masked.
     """
     for name, mask in masks.items():
       self.check_mask(name, jnp.shape(mask))
     flat, treedef = by_path(params)
     leaves = [leaf for _, leaf in flat]
     place = {path: i for i, (path, _) in enumerate(flat)}
-    consumers = [(s, masks[name]) for name in masks for s in self.groups[name].consumers]
-    skip = self._prefix({s.path for s, _ in consumers}, place)
-    for s, mask in consumers:
+    masked = [(s, masks[name]) for name in masks for s in self.groups[name].masked]
+    skip = self._prefix({s.path for s, _ in masked}, place)
+    for s, mask in masked:
       leaf = leaves[place[s.path[skip:]]]
       shape = [1] * jnp.ndim(leaf)
       shape[s.axis] = len(s.index)

@@ -30,15 +30,18 @@ class Slice:
     path: path of the array in the traced variables.
     axis: the axis.
     role: 'producer' (the out axis of a kernel, its bias), 'carrier' (normalisation, depthwise
-      kernels) or 'consumer' (the in-axis a mask multiplies).
+      kernels) or 'consumer' (the in-axis of what reads them).
     index: which channel each position of the axis belongs to, shape (axis size,), -1 for none:
       after a flatten several positions share a channel, after a concatenation others lie beside.
+    masked: whether a mask multiplies it: what reads the channels, as a rule, and what makes them
+      where a norm sums over them.
   """
 
   path: Path
   axis: int
   role: Role
   index: np.ndarray
+  masked: bool = False
 
   def __str__(self) -> str:
     return f'{"/".join(self.path)}:{self.axis}'
@@ -80,8 +83,13 @@ class Group:
 
   @property
   def consumers(self) -> tuple[Slice, ...]:
-    """In-axes of kernels: what a mask multiplies."""
+    """In-axes of kernels."""
     return self.role('consumer')
+
+  @property
+  def masked(self) -> tuple[Slice, ...]:
+    """What a mask multiplies."""
+    return tuple(s for s in self.slices if s.masked)
 
 
 def module_of(path: Path) -> str:

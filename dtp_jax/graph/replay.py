@@ -6,7 +6,9 @@ them from the dims the walk has found. Literals and everything else stay as trac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,29 +16,147 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from dtp_jax.graph.dead import Kind
 from dtp_jax.graph.dims import Dim
-from dtp_jax.graph.flow import Scope, Value
+from dtp_jax.graph.flow import Scope, Value, shape_of
+from dtp_jax.graph.origins import REDUCTIONS, origins
 from dtp_jax.graph.positions import Kept, positions, pruned
 from dtp_jax.graph.rules_call import Custom, is_float
+from dtp_jax.graph.rules_gather import known_start
+
+Axes = frozenset[int]
+NO_AXES: Axes = frozenset()
 
 
-def replay(scope: Scope, kept: Kept, args: Sequence[Any]) -> list[Any]:
-  """Runs a program whose arguments have already lost the elements that `kept` leaves out."""
-  jaxpr = scope.jaxpr
-  env = dict(zip(jaxpr.invars, args, strict=True))
-  for var, const in zip(jaxpr.constvars, scope.consts, strict=True):
-    env[var] = take(const, scope.values[var].dims, kept)
+def replay(scope: Scope, kept: Kept, args: Sequence[Any], refit: bool = False) -> list[Any]:
+  """Runs a program whose arguments have already lost the elements that `kept` leaves out.
 
-  def read(var: Any) -> Any:
+  Args:
+    scope: the program.
+    kept: what is left of the atoms that lose elements.
+    args: its arguments.
+    refit: leave the dead out of every reduction, and of the count by which a sum is divided.
+  """
+  return Frame(scope, kept, args, refit).run()
+
+
+class Frame:
+  """One run of a scope: its arrays on kept channels, and on demand what they are at a dead one.
+
+  A reduction over channels that are all the same where they are dead needs one of them beside the
+  kept. It is computed on arrays of size 1 on that axis, backwards from the reduction to where the
+  dead channels are zero.
+  """
+
+  def __init__(
+    self,
+    scope: Scope,
+    kept: Kept,
+    args: Sequence[Any],
+    refit: bool,
+    outside: Callable[[int, Axes], Any] | None = None,
+  ):
+    self.scope, self.kept, self.refit = scope, kept, refit
+    self.outside = outside  # (argument, axes) -> that argument at dead channels of these axes
+    self.arrays = dict(zip(scope.jaxpr.invars, args, strict=True))
+    for var, const in zip(scope.jaxpr.constvars, scope.consts, strict=True):
+      self.arrays[var] = take(const, scope.values[var].dims, kept)
+    self.inner: dict[int, Frame] = {}  # by equation
+    self.made: dict[Any, tuple[int, int]] = {}  # variable -> its equation, and which result
+
+  def run(self) -> list[Any]:
+    """The results."""
+    for i in self.scope.equations:
+      eqn = self.scope.jaxpr.eqns[i]
+      self.made.update((var, (i, n)) for n, var in enumerate(eqn.outvars))
+      self.arrays.update(zip(eqn.outvars, self._run(i), strict=True))
+    return [self.at(var) for var in self.scope.jaxpr.outvars]
+
+  def at(self, var: Any, dead: Axes = NO_AXES) -> Any:
+    """A variable: its kept channels, but on the axes `dead` one dead channel, of size 1."""
     if isinstance(var, jex.Literal):
       return var.val
-    return env[var]
+    if not dead:
+      return self.arrays[var]
+    value = self.scope.value(var)
+    if any(value.dead[d].kind == Kind.ZERO for d in dead):
+      shape = [1 if d in dead else n for d, n in enumerate(jnp.shape(self.arrays[var]))]
+      return jnp.zeros(shape, self.arrays[var].dtype)
+    if var not in self.made:
+      assert self.outside is not None
+      return self.outside(self.scope.jaxpr.invars.index(var), dead)
+    i, n = self.made[var]
+    if i in self.inner:
+      return self.inner[i].at(self.inner[i].scope.jaxpr.outvars[n], dead)
+    return self._evaluate(self.scope.jaxpr.eqns[i], dead)
 
-  for i in scope.equations:
-    eqn = jaxpr.eqns[i]
-    outs = _run(eqn, scope, scope.calls[i], kept, [read(v) for v in eqn.invars])
-    env.update(zip(eqn.outvars, outs, strict=True))
-  return [read(var) for var in jaxpr.outvars]
+  def _evaluate(self, eqn: Any, dead: Axes) -> Any:
+    """The one result of an equation that treats every position of the axes `dead` alike."""
+    axes: list[set[int]] = [set() for _ in eqn.invars]
+    for axis in dead:
+      for found, origin in zip(axes, origins(eqn, axis), strict=True):
+        found |= set() if origin is None else {origin}
+    if eqn.primitive.name in REDUCTIONS:
+      return self._reduce(eqn, frozenset(axes[0]))
+    args = [self.at(var, frozenset(d)) for var, d in zip(eqn.invars, axes, strict=True)]
+    return _bind(eqn, self.scope, self.kept, args, dead)[0]
+
+  def _reduce(self, eqn: Any, dead: Axes) -> Any:
+    """A reduction of kept channels and, as often as there are dead ones, of one of them."""
+    (var,), name = eqn.invars, eqn.primitive.name
+    value, sizes = self.scope.value(var), tuple(var.aval.shape)
+    matter = (Kind.COMMON,) if name == 'reduce_sum' else (Kind.COMMON, Kind.ZERO)
+    missing = {
+      d: sizes[d] - size(value.dims[d], sizes[d], self.kept)
+      for d in eqn.params['axes']
+      if d not in dead and value.dead[d].kind in matter and pruned(value.dims[d], self.kept)
+    }
+    total = None
+    for chosen in _subsets([] if self.refit else list(missing)):
+      part = _bind(eqn, self.scope, self.kept, [self.at(var, dead | chosen)], dead)[0]
+      if name == 'reduce_sum':
+        part = part * np.asarray(math.prod(missing[d] for d in chosen), part.dtype)
+      total = part if total is None else JOIN[name](total, part)
+    return total
+
+  def _run(self, i: int) -> list[Any]:
+    """One equation on kept channels."""
+    eqn, call = self.scope.jaxpr.eqns[i], self.scope.calls[i]
+    if eqn.primitive.name in REDUCTIONS:
+      return [self._reduce(eqn, NO_AXES)]
+    args = [self.at(var) for var in eqn.invars]
+    if isinstance(call, Custom):
+      return _run_custom(call, eqn, self.kept, args, self.refit)
+    if not isinstance(call, Scope):
+      outs = _bind(eqn, self.scope, self.kept, args)
+      return self._refitted(i, outs) if self.refit and i in self.scope.means else outs
+    if 'prevent_cse' in eqn.params:  # remat stays remat
+      return jax.checkpoint(
+        lambda *args: replay(call, self.kept, args, self.refit),
+        prevent_cse=eqn.params['prevent_cse'],
+        policy=eqn.params['policy'],
+      )(*args)
+    self.inner[i] = Frame(
+      call, self.kept, args, self.refit, lambda n, dead: self.at(eqn.invars[n], dead)
+    )
+    return self.inner[i].run()
+
+  def _refitted(self, i: int, means: list[Any]) -> list[Any]:
+    """Means whose count is that of the kept."""
+    dims, divisor = self.scope.means[i]
+    dense = math.prod(dim.size for dim in dims)
+    left = math.prod(size(dim, dim.size, self.kept) for dim in dims)
+    ratio = divisor / max(divisor - dense + left, 1)
+    return means if left == dense else [mean * np.asarray(ratio, mean.dtype) for mean in means]
+
+
+JOIN = {'reduce_sum': jnp.add, 'reduce_max': jnp.maximum, 'reduce_min': jnp.minimum}
+
+
+def _subsets(items: list[int]) -> list[Axes]:
+  """All subsets, the empty one first."""
+  sizes = range(len(items) + 1)
+  return [frozenset(chosen) for n in sizes for chosen in itertools.combinations(items, n)]
 
 
 def take(array: Any, dims: Sequence[Dim], kept: Kept) -> Any:
@@ -52,53 +172,48 @@ def take(array: Any, dims: Sequence[Dim], kept: Kept) -> Any:
   return array
 
 
+def within(dim: Dim, start: int, limit: int, kept: Kept) -> tuple[int, int]:
+  """Where a range of a dim starts and ends after pruning."""
+  first, last = np.searchsorted(positions(dim, kept), (start, limit))
+  return int(first), int(last)
+
+
 def size(dim: Dim, traced: Any, kept: Kept) -> Any:
   """The size of a dim after pruning; `traced` (perhaps symbolic) if it loses nothing."""
   return len(positions(dim, kept)) if pruned(dim, kept) else traced
 
 
-def _run(eqn: Any, scope: Scope, inner: Any, kept: Kept, args: list[Any]) -> list[Any]:
-  """One equation."""
-  name = eqn.primitive.name
-  if isinstance(inner, Custom):
-    return _run_custom(inner, eqn, kept, args)
-  if isinstance(inner, Scope):
-
-    def body(*args: Any) -> list[Any]:
-      return replay(inner, kept, args)
-
-    if 'prevent_cse' in eqn.params:  # remat stays remat
-      body = jax.checkpoint(
-        body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy']
-      )
-    return body(*args)
+def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_AXES) -> list[Any]:
+  """One equation that calls nothing; the axes `dead` of its result have size 1."""
   ins = [scope.value(var) for var in eqn.invars]
   outs = [scope.values[var] for var in eqn.outvars]
-  params = {
-    **eqn.primitive.get_bind_params(eqn.params),
-    **_resized(eqn, ins, outs, kept, args),
-  }
+  params = {**eqn.primitive.get_bind_params(eqn.params), **_resized(eqn, ins, outs, kept, args)}
+  for key in ('shape', 'new_sizes'):
+    if key in params:
+      params[key] = tuple(1 if d in dead else n for d, n in enumerate(params[key]))
+  if eqn.primitive.name == 'gather':
+    args = [args[0], _start(eqn, ins, kept, args[1])]
   result = eqn.primitive.bind(*args, **params)
   results = result if eqn.primitive.multiple_results else [result]
-  if name in ('iota', 'random_bits'):  # made at the traced size, so that the kept are the same
+  if eqn.primitive.name in ('iota', 'random_bits'):  # at the traced size, so that the kept agree
     results = [take(results[0], outs[0].dims, kept)]
   return list(results)
 
 
-def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[Any]:
+def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any], refit: bool) -> list[Any]:
   """A function with its own derivative, which it keeps."""
   derivative, floats = inner.derivative, inner.floats
   float_outs = [is_float(var) for var in eqn.outvars]
 
   def body(*args: Any) -> list[Any]:
-    return replay(inner.body, kept, args)
+    return replay(inner.body, kept, args, refit)
 
   if derivative is None:
     return body(*args)
 
   def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     outs = body(*primals)
-    results = replay(derivative, kept, [*primals, *(tangents[i] for i in floats)])
+    results = replay(derivative, kept, [*primals, *(tangents[i] for i in floats)], refit)
     behind = iter(results[sum(float_outs) :])
     return outs, [
       next(behind) if is_out else _no_tangent(out)
@@ -107,7 +222,7 @@ def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any]) -> list[An
 
   def backward(args: tuple[Any, ...], cotangents: Sequence[Any]) -> tuple[Any, ...]:
     given = [c for c, is_out in zip(cotangents, float_outs, strict=True) if is_out]
-    found = dict(zip(floats, replay(derivative, kept, [*args, *given]), strict=True))
+    found = dict(zip(floats, replay(derivative, kept, [*args, *given], refit), strict=True))
     return tuple(found[i] if i in found else _no_tangent(arg) for i, arg in enumerate(args))
 
   if eqn.primitive.name == 'custom_jvp_call':
@@ -138,7 +253,9 @@ def _resized(
       return {'shape': sizes(outs[0].dims, params['shape'])}
     case 'reshape':
       return {'new_sizes': sizes(outs[0].dims, params['new_sizes'])}
-    case 'gather' | 'dynamic_slice':
+    case 'gather':
+      return {'slice_sizes': _gathered(eqn, ins, kept)}
+    case 'dynamic_slice':
       return {'slice_sizes': sizes(ins[0].dims, params['slice_sizes'])}
     case 'split':
       return {'sizes': sizes([out.dims[params['axis']] for out in outs], params['sizes'])}
@@ -146,8 +263,10 @@ def _resized(
       starts, limits = list(params['start_indices']), list(params['limit_indices'])
       for d, dim in enumerate(ins[0].dims):
         if pruned(dim, kept):
-          ends = np.searchsorted(positions(dim, kept), (starts[d], limits[d]))
-          starts[d], limits[d] = map(int, ends)
+          if (params['strides'] or [1] * len(starts))[d] != 1:
+            limits[d] = args[0].shape[d]  # whole runs go, so the first one starts where it did
+            continue
+          starts[d], limits[d] = within(dim, starts[d], limits[d], kept)
       return {'start_indices': tuple(starts), 'limit_indices': tuple(limits)}
     case 'conv_general_dilated':
       numbers = params['dimension_numbers']
@@ -155,3 +274,31 @@ def _resized(
       return {'feature_group_count': features // args[1].shape[numbers.rhs_spec[1]]}
     case _:
       return {}
+
+
+def _gathered(eqn: Any, ins: list[Value], kept: Kept) -> tuple[Any, ...]:
+  """How much of each axis a gather takes: all that is left, or what is left of a window."""
+  numbers, start = eqn.params['dimension_numbers'], known_start(eqn, ins[1])
+  taken = list(eqn.params['slice_sizes'])
+  for d, (dim, whole) in enumerate(zip(ins[0].dims, shape_of(eqn.invars[0]), strict=True)):
+    if not pruned(dim, kept) or d in (
+      *numbers.collapsed_slice_dims,
+      *numbers.operand_batching_dims,
+    ):
+      continue
+    if taken[d] == whole:
+      taken[d] = size(dim, whole, kept)
+    elif start is not None:
+      first, last = within(dim, start, start + taken[d], kept)
+      taken[d] = last - first
+  return tuple(taken)
+
+
+def _start(eqn: Any, ins: list[Value], kept: Kept, indices: Any) -> Any:
+  """The indices of a gather; of a window at a known place, where that place is now."""
+  start = known_start(eqn, ins[1])
+  if start is None:
+    return indices
+  dim = ins[0].dims[eqn.params['dimension_numbers'].start_index_map[0]]
+  moved = within(dim, start, start, kept)[0] if pruned(dim, kept) else start
+  return jnp.full_like(indices, moved)

@@ -2,99 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dtp_jax.graph import bounds as interval
+from dtp_jax.graph.dead import ANYTHING, FINITE, STEADY, Dead, Kind, either, together
 from dtp_jax.graph.dims import UNIT, Atom, Dim, Product, freeze, is_one, unify
-from dtp_jax.graph.flow import (
-  CONSTANT,
-  NONE,
-  Axis,
-  Flow,
-  Value,
-  fixed,
-  origin_of,
-  plain,
-  rule,
-  shape_of,
-)
+from dtp_jax.graph.flow import CONSTANT, Flow, Value, fixed, origin_of, plain, rule, shape_of
+from dtp_jax.graph.origins import ELEMENTWISE
 
-# Zero wherever their (first) operand is zero.
-ZERO_IN_ZERO_OUT = (
-  'neg', 'convert_element_type', 'copy', 'reduce_precision', 'abs', 'square', 'stop_gradient',
-  'name', 'sharding_constraint', 'layout_constraint',
-)  # fmt: skip
-ELEMENTWISE = (
-  'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh',
-  'bessel_i0e', 'bessel_i1e', 'cbrt', 'ceil', 'clamp', 'clz', 'complex', 'conj',
-  'convert_element_type', 'copy', 'cos', 'cosh', 'digamma', 'eq', 'eq_to', 'erf', 'erf_inv',
-  'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'igamma', 'igamma_grad_a', 'igammac',
-  'imag', 'integer_pow', 'is_finite', 'layout_constraint', 'le', 'le_to', 'lgamma', 'log',
-  'log1p', 'log2', 'logistic', 'lt', 'lt_to', 'max', 'min', 'mulhi', 'name', 'ne', 'neg',
-  'nextafter', 'not', 'one_minus_square', 'or', 'polygamma', 'population_count', 'pow', 'real',
-  'reduce_precision', 'regularized_incomplete_beta', 'rem', 'round', 'rsqrt', 'select_n',
-  'sharding_constraint', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'sign',
-  'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan', 'tanh', 'xor', 'zeros_like', 'zeta',
-)  # fmt: skip
-
-
-def _elementwise(flow: Flow, eqn: Any, ins: list[Value]) -> Value:
-  """Unifies the axes of operands of one rank; scalars and axes of size 1 spread."""
-  rank = len(shape_of(eqn.outvars[0]))
-  return plain(flow.unify(eqn, [v for v in ins if len(v.dims) == rank]), origin_of(ins))
+TRUSTED = (1.0, 1.0)  # the range of what is not asked for its poles
 
 
 @rule(*ELEMENTWISE)
 def elementwise(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """One result per element."""
-  out = _elementwise(flow, eqn, ins)
-  if eqn.primitive.name in ZERO_IN_ZERO_OUT:
-    out = out._replace(zeroed=ins[0].zeroed)
-  return [out]
+  """One result per element; scalars and axes of size 1 spread."""
+  rank = len(shape_of(eqn.outvars[0]))
+  dims = flow.unify(eqn, [v for v in ins if len(v.dims) == rank])
+  dead = tuple(_dead(eqn, ins, axis, rank) for axis in range(rank))
+  return [Value(tuple(dims), dead, origin_of(ins))]
+
+
+def _dead(eqn: Any, ins: Sequence[Value], axis: int, rank: int) -> Dead:
+  """What the operator makes of what its operands are at the dead positions of an axis."""
+  parts = [value.along(axis, rank) for value in ins]
+  # No mask makes a pole of what does not vary along the axis, or of what no mask reaches.
+  ranges = [
+    TRUSTED if part == STEADY or value.origin == CONSTANT else _range(part, value.bounds)
+    for part, value in zip(parts, ins, strict=True)
+  ]
+  if any(part.kind == Kind.ANYTHING for part in parts) or not interval.finite(eqn, ranges):
+    return ANYTHING
+  zeros = [n for n, part in enumerate(parts) if part.kind == Kind.ZERO]
+  for chosen in _enough(zeros, parts, ins):
+    given = [interval.POINT_ZERO if n in chosen else v.bounds for n, v in enumerate(ins)]
+    if interval.bounds(eqn, given) == interval.POINT_ZERO:
+      return together(parts[n] for n in chosen)
+  known = together(parts)
+  return Dead(Kind.COMMON, known.masks) if known.kind >= Kind.COMMON else FINITE
+
+
+def _enough(
+  zeros: list[int], parts: Sequence[Dead], ins: Sequence[Value]
+) -> Iterator[Sequence[int]]:
+  """Choices of zero operands that may make a result zero, those with the fewest masks first."""
+  yield ()
+  activations = [n for n in zeros if not ins[n].fixed]
+  for n in sorted(activations, key=lambda n: len(parts[n].masks)):
+    yield (n,)
+  yield [n for n in zeros if ins[n].fixed]
+  yield zeros
+
+
+def _range(part: Dead, bounds: interval.Bounds) -> interval.Bounds:
+  return interval.POINT_ZERO if part.kind == Kind.ZERO else bounds
 
 
 @rule('bitcast_convert_type')
 def bitcast(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   """Elementwise as long as the width stays."""
   same = shape_of(eqn.outvars[0]) == shape_of(eqn.invars[0])
-  return elementwise(flow, eqn, ins) if same else None
-
-
-@rule('mul', 'div')
-def multiply(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """Zero where a factor is, or a numerator; but 0 times 1 / 0 is not zero.
-
-  Masking may make a norm zero, and its reciprocal infinite. So the other operand is trusted where
-  it does not vary along the axis, where no mask reaches it, or (a factor) where it is zero itself.
-  """
-  out = _elementwise(flow, eqn, ins)
-  divides = eqn.primitive.name == 'div'
-
-  def promise(value: Value, other: Value, axis: int) -> frozenset[Axis]:
-    if len(value.dims) != len(out.dims):
-      return NONE
-    varies = len(other.dims) == len(out.dims) and other.dims[axis] is not UNIT
-    zero_too = not divides and varies and bool(other.zeroed[axis])
-    return value.zeroed[axis] if not varies or other.origin == CONSTANT or zero_too else NONE
-
-  zeroed = [promise(ins[0], ins[1], d) for d in range(len(out.dims))]
-  if not divides:
-    zeroed = [z | promise(ins[1], ins[0], d) for d, z in enumerate(zeroed)]
-  return [out._replace(zeroed=tuple(zeroed))]
-
-
-@rule('add', 'sub')
-def add(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """Zero only where both terms are."""
-  out = _elementwise(flow, eqn, ins)
-  if any(len(v.dims) < len(out.dims) for v in ins):
-    return [out]
-  return [out._replace(zeroed=tuple(meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)))]
-
-
-def meet(promises: Sequence[frozenset[Axis]]) -> frozenset[Axis]:
-  """What must be masked for several values to be zero together; nothing if one never is."""
-  return frozenset().union(*promises) if all(promises) else NONE
+  return [plain(ins[0].dims, ins[0].origin)] if same else None
 
 
 @rule('optimization_barrier')
@@ -117,12 +85,12 @@ def dot_general(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   rhs_free = [d for d in range(len(rhs.dims)) if d not in (*rhs_sum, *rhs_batch)]
   for value, free in ((lhs, lhs_free), (rhs, rhs_free)):
     if value.fixed:
-      flow.productions += [(value.zeroed[d], value.dims[d]) for d in free if value.zeroed[d]]
+      flow.productions += [(value.makers(d), value.dims[d]) for d in free if value.makers(d)]
   axes = [(lhs, l) for l in lhs_batch] + [(lhs, d) for d in lhs_free] + [(rhs, d) for d in rhs_free]
-  zeroed = [v.zeroed[d] for v, d in axes]
+  dead = [v.dead[d] for v, d in axes]
   for i, (l, r) in enumerate(zip(lhs_batch, rhs_batch, strict=True)):
-    zeroed[i] = lhs.zeroed[l] | rhs.zeroed[r]
-  out = Value(tuple(v.dims[d] for v, d in axes), tuple(zeroed), origin_of(ins))
+    dead[i] = either(lhs.dead[l], rhs.dead[r])
+  out = Value(tuple(v.dims[d] for v, d in axes), tuple(dead), origin_of(ins))
   flow.operate(eqn, ins, rhs if rhs.fixed else lhs, out.dims, [lhs.dims[l] for l in lhs_sum])
   return [out]
 
@@ -154,15 +122,15 @@ def conv(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
     eqn,
     [(kernel, in_axis)] if groups > 1 else [(lhs, feature), (kernel, in_axis)],
   )
-  if kernel.zeroed[out_axis] and kernel.fixed:
-    flow.productions.append((kernel.zeroed[out_axis], produced))
+  if kernel.fixed and kernel.makers(out_axis):
+    flow.productions.append((kernel.makers(out_axis), produced))
   dims: list[Dim] = [UNIT] * len(lhs.dims)
-  zeroed = [NONE] * len(lhs.dims)
   sizes = shape_of(eqn.outvars[0])
   for axis in numbers.out_spec[2:]:
     dims[axis] = fixed(sizes[axis], flow.reason(eqn, ' slides over it'))
   dims[numbers.out_spec[0]] = lhs.dims[batch]
   dims[numbers.out_spec[1]] = kernel.dims[out_axis]
-  zeroed[numbers.out_spec[1]] = kernel.zeroed[out_axis]
+  out = plain(dims, origin_of(ins))
+  out = out.with_dead(numbers.out_spec[1], kernel.dead[out_axis])
   flow.operate(eqn, ins, kernel, dims, [kernel.dims[in_axis], *(kernel.dims[w] for w in window)])
-  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
+  return [out]

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax.graph.dims import unify
-from dtp_jax.graph.flow import Flow, Scope, Value, call_rule, plain
+from dtp_jax.graph.flow import Flow, Scope, Value, call_rule, plain, sealed
+from dtp_jax.graph.origins import PLAIN_CALLS
 
 
 class Custom(NamedTuple):
@@ -32,17 +33,7 @@ class Custom(NamedTuple):
   floats: tuple[int, ...]
 
 
-@call_rule(
-  'jit',
-  'pjit',
-  'closed_call',
-  'core_call',
-  'composite',
-  'eval_jaxpr',
-  'remat',
-  'remat2',
-  'checkpoint',
-)
+@call_rule(*PLAIN_CALLS)
 def call(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any] | None:
   """Enters the body."""
   for key in ('jaxpr', 'call_jaxpr'):
@@ -51,13 +42,22 @@ def call(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any] | No
   return None
 
 
+@call_rule('remat', 'remat2', 'checkpoint')
+def remat(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
+  """Enters the body, which replay runs as a unit."""
+  outs, scope = flow.walk(eqn.params['jaxpr'], [sealed(value) for value in ins])
+  return [sealed(out) for out in outs], scope
+
+
 @call_rule('custom_jvp_call', 'custom_vjp_call')
 def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
   """Enters the body and the derivative.
 
   Where a primal is promised to be zero, so is its tangent; of cotangents nothing is promised.
   """
+  ins = [sealed(value) for value in ins]
   outs, body = flow.walk(eqn.params['call_jaxpr'], ins)
+  outs = [sealed(out) for out in outs]
   floats = tuple(i for i, v in enumerate(eqn.invars) if is_float(v))
   float_outs = [o for o, v in zip(outs, eqn.outvars, strict=True) if is_float(v)]
   if flow.in_derivative or not floats or not float_outs:
@@ -77,7 +77,9 @@ def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
   else:
     jaxpr = jax.make_jaxpr(vjp)(structs, [_struct(v) for v in eqn.outvars if is_float(v)])
     unpromised = [plain(v.dims) for v in (*ins, *float_outs)]
+    noted = len(flow.contractions)
     scope = _derivative(flow, eqn, jaxpr, unpromised, float_ins)
+    del flow.contractions[noted:]  # nothing is known of cotangents: the forward pass decides
   return outs, Custom(body, scope, floats)
 
 

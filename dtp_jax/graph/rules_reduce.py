@@ -6,35 +6,20 @@ from typing import Any
 
 from dtp_jax.graph.dims import Dim, freeze
 from dtp_jax.graph.flow import Flow, Value, fixed, origin_of, plain, rule, shape_of
+from dtp_jax.graph.origins import REDUCTIONS
 
 
-@rule('reduce_sum')
-def reduce_sum(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """Of weights: a contraction with ones (weight norm). Of activations: reduced axes freeze.
-
-  Terms of an activation may well be zero when a kernel before it is masked, but what sums channels
-  (layer norm) also counts them, and a mask before a norm is undone by it.
-  """
+@rule(*REDUCTIONS)
+def reduce_known(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Reduces the kept, and one of the dead where these are all the same; else the axis freezes."""
   value, axes = ins[0], eqn.params['axes']
   for d in axes:
-    if value.fixed:
-      flow.contract(value.dims[d], eqn, [(value, d)])
-    else:
-      freeze(value.dims[d], flow.reason(eqn, ' over it'))
-  return [value.without(axes)]
+    flow.reduce(value.dims[d], eqn, value.dead[d])
+  terms = tuple(value.dims[d] for d in axes)
+  return [value.without(axes)._replace(terms=terms)]
 
 
-@rule(
-  'reduce',
-  'reduce_max',
-  'reduce_min',
-  'reduce_prod',
-  'reduce_and',
-  'reduce_or',
-  'reduce_xor',
-  'argmax',
-  'argmin',
-)
+@rule('reduce', 'reduce_prod', 'reduce_and', 'reduce_or', 'reduce_xor', 'argmax', 'argmin')
 def reduce(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Reduced axes freeze; one by any function has as many initial values behind its operands."""
   by_any = eqn.primitive.name == 'reduce'
@@ -54,6 +39,8 @@ def reduce_window(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   if len(arrays) != 1:
     return None
   dims: list[Dim] = []
+  # Zeros pool to zero: what pads a maximum or a sum is less than they are, or zero as well.
+  zeros = eqn.primitive.name != 'reduce_window'
   steps = zip(p['window_dimensions'], p['window_strides'], p['base_dilation'], strict=True)
   for d, (step, padding) in enumerate(zip(steps, p['padding'], strict=True)):
     if step == (1, 1, 1) and tuple(padding) == (0, 0):
@@ -61,7 +48,8 @@ def reduce_window(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
     else:
       freeze(arrays[0].dims[d], flow.reason(eqn, ' slides over it'))
       dims.append(fixed(sizes[d], flow.reason(eqn, ' slides over it')))
-  return [plain(dims, arrays[0].origin)]
+  dead = arrays[0].dead if zeros else plain(dims).dead
+  return [arrays[0]._replace(dims=tuple(dims), dead=dead)]
 
 
 @rule('cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp', 'sort')
@@ -70,6 +58,8 @@ def along(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   axis = eqn.params['dimension' if eqn.primitive.name == 'sort' else 'axis']
   dims = flow.unify(eqn, ins)
   freeze(dims[axis], flow.reason(eqn, ' runs along it'))
+  if len(ins) == 1 and eqn.primitive.name in ('cumsum', 'cummax', 'cummin', 'sort'):
+    return ins  # zeros stay zeros
   return [plain(dims, origin_of(ins)) for _ in ins]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from dtp_jax.graph.bounds import POINT_ZERO
+from dtp_jax.graph.dead import NOTHING, STEADY, Dead, together
 from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, is_one, segments, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
-  NONE,
   Flow,
   Value,
   fixed,
@@ -20,7 +21,6 @@ from dtp_jax.graph.flow import (
   rule,
   shape_of,
 )
-from dtp_jax.graph.rules import meet
 
 
 @rule('transpose')
@@ -39,11 +39,12 @@ def squeeze(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def broadcast_in_dim(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Keeps the axes that keep their size; what is spread out is a fresh dim."""
   value, sizes = ins[0], shape_of(eqn.outvars[0])
-  dims, zeroed = [fresh(size) for size in sizes], [NONE] * len(sizes)
+  dims: list[Dim] = [fresh(size) for size in sizes]
+  dead = [NOTHING if value.bounds == POINT_ZERO else STEADY] * len(sizes)
   for d, axis in enumerate(eqn.params['broadcast_dimensions']):
     if not is_one(shape_of(eqn.invars[0])[d]):
-      dims[axis], zeroed[axis] = value.dims[d], value.zeroed[d]
-  return [Value(tuple(dims), tuple(zeroed), value.origin)]
+      dims[axis], dead[axis] = value.dims[d], value.dead[d]
+  return [value._replace(dims=tuple(dims), dead=tuple(dead))]
 
 
 @rule('reshape')
@@ -56,17 +57,19 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   if runs is None:
     return None
   dims: list[Dim] = [UNIT] * len(sizes)
-  zeroed = [NONE] * len(sizes)
+  dead = [STEADY] * len(sizes)
   reason = flow.reason(eqn, ' that no product of its axes explains')
   for ins_axes, out_axes in runs:
-    promise = meet([value.zeroed[d] for d in ins_axes])
+    inside = together(value.dead[d] for d in ins_axes)
     outs = [fresh(sizes[d]) for d in out_axes]
     if len(ins_axes) == 1 and len(outs) == 1:
       outs = [value.dims[ins_axes[0]]]
+    else:
+      inside = inside.moved
     unify(Product(tuple(value.dims[d] for d in ins_axes)), Product(tuple(outs)), reason)
     for d, dim in zip(out_axes, outs, strict=True):
-      dims[d], zeroed[d] = dim, promise
-  return [Value(tuple(dims), tuple(zeroed), value.origin)]
+      dims[d], dead[d] = dim, inside
+  return [value._replace(dims=tuple(dims), dead=tuple(dead))]
 
 
 def _runs(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[list[int], list[int]]] | None:
@@ -97,18 +100,23 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   parts = Concat(tuple(v.dims[axis] for v in ins))
   dims = flow.unify(eqn, [v.with_dim(axis, UNIT) for v in ins])
   dims[axis] = parts
-  zeroed = [meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)]
-  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
+  dead = [together(_undecided(ins, d)) for d in range(len(dims))]
+  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
+
+
+def _undecided(ins: Sequence[Value], axis: int) -> Iterator[Dead]:
+  """What values are where an axis of them is dead; a frozen one never is."""
+  return (v.dead[axis] for v in ins if not frozen(v.dims[axis]))
 
 
 @rule('stack')
 def stack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Operands of one shape along a new, fixed axis."""
   axis, dims = eqn.params['axis'], flow.unify(eqn, ins)
-  zeroed = [meet(z) for z in zip(*(v.zeroed for v in ins), strict=True)]
+  dead = [together(v.dead[d] for v in ins) for d in range(len(dims))]
   dims.insert(axis, fixed(len(ins), flow.reason(eqn)))
-  zeroed.insert(axis, NONE)
-  return [Value(tuple(dims), tuple(zeroed), origin_of(ins))]
+  dead.insert(axis, STEADY)
+  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
 
 
 @rule('unstack')
@@ -123,29 +131,41 @@ def unstack(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def split(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """The inverse of concatenate."""
   value, axis, sizes = ins[0], eqn.params['axis'], [int(s) for s in eqn.params['sizes']]
-  pieces = _divided(flow, eqn, value.dims[axis], sizes)
+  pieces = divided(flow, eqn, value.dims[axis], sizes)
   return [value.with_dim(axis, piece) for piece in pieces]
 
 
 @rule('slice')
 def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """A range of each axis; a channel axis is divided at its ends, and never strided."""
-  value = ins[0]
+  """A range of each axis; a channel axis is divided at its ends, or into runs of a stride."""
+  value, sizes = ins[0], shape_of(eqn.invars[0])
   starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
   strides = eqn.params['strides'] or (1,) * len(starts)
-  sizes = shape_of(eqn.outvars[0])
-  for d, size in enumerate(shape_of(eqn.invars[0])):
-    if sizes[d] == size:
-      continue
+  for d, size in enumerate(shape_of(eqn.outvars[0])):
     if strides[d] != 1:
-      freeze(value.dims[d], flow.reason(eqn, ' with a stride'))
-    if frozen(value.dims[d]):
-      value = value.with_dim(d, fixed(sizes[d], flow.reason(eqn, ' of a frozen axis')))
-      continue
-    lengths = [starts[d], limits[d] - starts[d], size - limits[d]]
-    pieces = _divided(flow, eqn, value.dims[d], [n for n in lengths if n])
-    value = value.with_dim(d, pieces[1 if starts[d] else 0])
+      value = value.with_dim(d, _every(flow, eqn, value.dims[d], starts[d], strides[d], size))
+    elif size != sizes[d]:
+      value = value.with_dim(d, window(flow, eqn, value.dims[d], starts[d], limits[d]))
   return [value]
+
+
+def window(flow: Flow, eqn: Any, dim: Dim, start: int, limit: int) -> Dim:
+  """The elements `start` to `limit` of a dim, which is divided there; frozen if it cannot be."""
+  if frozen(dim):
+    return fixed(limit - start, flow.reason(eqn, ' of a frozen axis'))
+  lengths = [start, limit - start, dim.size - limit]
+  return divided(flow, eqn, dim, [n for n in lengths if n])[1 if start else 0]
+
+
+def _every(flow: Flow, eqn: Any, dim: Dim, start: int, stride: int, size: int) -> Dim:
+  """One of every `stride` elements: the runs of as many live or die together."""
+  if not frozen(dim) and start < stride and dim.size == size * stride:
+    runs = fresh(size)
+    one = fixed(stride, flow.reason(eqn, ' with a stride'), hidden=True)
+    unify(dim, Product((runs, one)), flow.reason(eqn, ' with a stride'))
+    return runs
+  freeze(dim, flow.reason(eqn, ' with a stride'))
+  return fixed(size, flow.reason(eqn, ' of a frozen axis'))
 
 
 @rule('pad')
@@ -164,7 +184,8 @@ def pad(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
       continue
     ends = [fixed(n, flow.reason(eqn, ': padding')) if n else None for n in (low, high)]
     dims.append(Concat(tuple(p for p in (ends[0], value.dims[d], ends[1]) if p is not None)))
-  return [plain(dims, value.origin)]
+  zeros = ins[1].bounds == POINT_ZERO
+  return [value._replace(dims=tuple(dims), dead=value.dead if zeros else plain(dims).dead)]
 
 
 @rule('tile')
@@ -216,32 +237,11 @@ def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     else:
       freeze(value.dims[d], flow.reason(eqn, ' writes a part of it'))
       freeze(update.dims[d], flow.reason(eqn, ' writes a part of it'))
-  return [plain(value.dims, origin_of([value, update]))]
+  dead = tuple(together(pair) for pair in zip(value.dead, update.dead, strict=True))
+  return [Value(value.dims, dead, origin_of([value, update]))]
 
 
-@rule('gather')
-def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
-  """A table looked up by rows: axes taken whole pass, indexed ones freeze."""
-  numbers, taken = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
-  if numbers.operand_batching_dims or numbers.start_indices_batching_dims:
-    return None
-  table, indices = ins
-  sizes = shape_of(eqn.outvars[0])
-  dims: list[Dim] = [UNIT] * len(sizes)
-  kept = [d for d in range(len(table.dims)) if d not in numbers.collapsed_slice_dims]
-  for d, (size, part) in enumerate(zip(shape_of(eqn.invars[0]), taken, strict=True)):
-    if size != part or d in numbers.collapsed_slice_dims:
-      freeze(table.dims[d], flow.reason(eqn, ' looks up rows of it'))
-  for d, axis in zip(kept, numbers.offset_dims, strict=True):
-    whole = taken[d] == shape_of(eqn.invars[0])[d]
-    dims[axis] = table.dims[d] if whole else fixed(sizes[axis], flow.reason(eqn))
-  rest = [d for d in range(len(sizes)) if d not in numbers.offset_dims]
-  for axis, dim in zip(rest, indices.dims[:-1], strict=True):
-    dims[axis] = dim
-  return [plain(dims, origin_of(ins))]
-
-
-def _divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
+def divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
   """Consecutive pieces of a dim; a dim that cannot be cut there freezes."""
   if not frozen(dim):
     pieces = segments(dim, list(np.cumsum(lengths)[:-1].tolist()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dtp_jax.graph.assemble import Traced
+from dtp_jax.graph.dead import Masks
 from dtp_jax.graph.dims import Atom
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Path
@@ -39,8 +40,25 @@ class Slim:
   apply: Callable[..., Any]
 
 
-def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int = 1) -> Slim:
+Norms = Literal['exact', 'refit']
+
+
+def shrink(
+  graph: Graph,
+  variables: Any,
+  hard: Mapping[str, Any],
+  min_keep: int = 1,
+  norms: Norms = 'exact',
+) -> Slim:
   """Deletes every slice of the dead channels.
+
+  A norm over pruned channels (LayerNorm and RMSNorm over the width of a transformer's stream)
+  divides by the number of channels of the dense network, and in two passes it also counts the dead.
+  With norms='exact' it goes on doing so, and the slim network computes what the masked one does:
+  for networks that are used as they are, by `Slim.apply` or an export. With norms='refit' it is a
+  plain norm of the kept channels, that of the same module with smaller sizes: for networks that are
+  trained further and whose module is built anew with the kept width. `difference` tells by how much
+  such a network, not yet trained, differs from the masked one.
 
   Args:
     graph: from `trace`.
@@ -48,14 +66,19 @@ def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int 
     hard: {group: (n,) array of 0 and 1 or bool}; groups left out keep all channels.
     min_keep: channels a group keeps at least; where `hard` keeps fewer, the first dead ones by
       index stay alive. `Slim.kept` tells.
+    norms: 'exact' or 'refit'. The latter concerns every reduction over pruned channels: it leaves
+      the dead out, and where a sum is divided by its count, so does the count.
 
   Returns:
-    The slim network. Its output is that of `graph.fn` on `graph.apply_masks(variables, hard)`.
+    The slim network. Its output is that of `graph.fn` on `graph.apply_masks(variables, hard)`,
+    with norms='refit' up to the norms.
 
   Raises:
     ValueError: the graph has no prunable group (with its report), an unknown group, a mask that
-      is not 0 and 1 or of another shape, or variables unlike the traced ones.
+      is not 0 and 1 or of another shape, variables unlike the traced ones, or unknown norms.
   """
+  if norms not in get_args(Norms):
+    raise ValueError(f'norms is {norms!r}; expected one of {get_args(Norms)}.')
   if not graph.groups:
     raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
   for name, mask in hard.items():
@@ -64,7 +87,31 @@ def shrink(graph: Graph, variables: Any, hard: Mapping[str, Any], min_keep: int 
     name: _kept(name, hard.get(name, np.ones(size)), min_keep) for name, size in graph.sizes.items()
   }
   slim = leaf_positions(graph, kept)
-  return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim))
+  return Slim(_deleted(graph, variables, slim), kept, _Apply(graph, slim, norms == 'refit'))
+
+
+def difference(graph: Graph, variables: Any, slim: Slim, *inputs: Any, **static: Any) -> float:
+  """How far a slim network is from the masked one: by rounding, unless its norms are refitted.
+
+  Args:
+    graph: from `trace`.
+    variables: the dense variables that `slim` was made from.
+    slim: from `shrink`, not trained since.
+    *inputs: what both are applied to.
+    **static: keyword arguments of both.
+
+  Returns:
+    The largest absolute difference of their results over the largest absolute result.
+  """
+  masks = {name: jnp.zeros(graph.sizes[name]).at[kept].set(1.0) for name, kept in slim.kept.items()}
+  expected = graph.fn(graph.apply_masks(variables, masks), *inputs, **static)
+  result = slim.apply(slim.variables, *inputs, **static)
+  pairs = [
+    (np.asarray(a, float), np.asarray(b, float))
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+  ]
+  largest = max(float(np.max(np.abs(b))) for _, b in pairs)
+  return max(float(np.max(np.abs(a - b))) for a, b in pairs) / largest
 
 
 def _kept(name: str, mask: Any, min_keep: int) -> np.ndarray:
@@ -140,6 +187,7 @@ class _Apply:
 
   graph: Graph
   slim: Mapping[Path, Mapping[int, np.ndarray]]
+  refit: bool
   programs: dict[Any, tuple[Callable[..., Any], Any]] = field(default_factory=dict)
 
   def __call__(self, variables: Any, *inputs: Any, **static: Any) -> Any:
@@ -173,16 +221,19 @@ class _Apply:
     )
     structs = [abstract(a, leaf.shape) for leaf, a in zip(leaves, arrays, strict=False)]
     structs += [abstract(a) for a in arrays[len(leaves) :]]
-    traced = analyze(self.graph.fn, replace(call, arrays=structs), leaves)
-    kept = self._kept_atoms(traced)
+    place = {leaf.path: i for i, leaf in enumerate(leaves)}
+    slices = (s for group in self.graph.groups.values() for s in group.masked)
+    given = frozenset((place[s.path], s.axis) for s in slices)
+    traced = analyze(self.graph.fn, replace(call, arrays=structs), leaves, given)
+    kept = self._kept_atoms(traced, given)
 
     @jax.jit
     def run(*arrays: Any) -> list[Any]:
-      return replay(traced.scope, kept, arrays)
+      return replay(traced.scope, kept, arrays, self.refit)
 
     return run, traced.out_tree
 
-  def _kept_atoms(self, traced: Traced) -> dict[Atom, np.ndarray]:
+  def _kept_atoms(self, traced: Traced, given: Masks) -> dict[Atom, np.ndarray]:
     """What each atom of a new trace keeps, from what each array has kept."""
     leaves, kept = self.graph.leaves, {}
     for _ in range(2):  # the second pass checks axes that were read before an atom was decided
@@ -192,11 +243,9 @@ class _Apply:
           problem = decode(dim, keep, kept)
           if problem:
             raise ValueError(f'{"/".join(leaf.path)}:{d} {problem}. {_ADVICE}')
-    masked = {(s.path, s.axis) for group in self.graph.groups.values() for s in group.consumers}
     for atom in kept:
-      for i, d in traced.masked.get(atom, ()):
-        if (leaves[i].path, d) not in masked:
-          raise ValueError(f'{"/".join(leaves[i].path)}:{d} reads a pruned group. {_ADVICE}')
+      for i, d in traced.masked.get(atom, set()) - given:
+        raise ValueError(f'{"/".join(leaves[i].path)}:{d} reads a pruned group. {_ADVICE}')
     return kept
 
 

@@ -12,12 +12,14 @@ import jax
 from dtp_jax.graph import (  # noqa: F401
   rules,  # pyright: ignore[reportUnusedImport]
   rules_call,  # pyright: ignore[reportUnusedImport]
+  rules_gather,  # pyright: ignore[reportUnusedImport]
   rules_reduce,  # pyright: ignore[reportUnusedImport]
   rules_shape,  # pyright: ignore[reportUnusedImport]
 )
 from dtp_jax.graph.assemble import Traced, assemble
+from dtp_jax.graph.dead import FINITE, NONE, Axis, Dead, Kind, Masks
 from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, is_one, unify
-from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Axis, Contraction, Flow, Value
+from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Contraction, Flow, Value
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Leaf, Path
 from dtp_jax.trees import by_path, is_array
@@ -66,8 +68,8 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
       function of an NNX state or an Equinox model, plain JAX. It is not edited.
     variables: its parameters and state, a pytree of arrays or `jax.ShapeDtypeStruct`s. If it is a
       dict with a 'params' entry, that entry holds the parameters; else all float leaves are.
-    *inputs: what it is applied to. The leading axis of the first array is taken to be the batch;
-      MACs are counted for one example.
+    *inputs: what it is applied to. The leading axis of the first array that has one is taken to
+      be the batch; MACs are counted for one example.
     **static: keyword arguments. Arrays among them (random keys) are traced, the rest (flags,
       names) is fixed.
 
@@ -116,8 +118,17 @@ def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   return tuple(leaves)
 
 
-def analyze(fn: Callable[..., Any], call: Call, leaves: Sequence[Leaf]) -> Traced:
-  """Traces a call on abstract values and settles which atoms must be frozen."""
+def analyze(
+  fn: Callable[..., Any], call: Call, leaves: Sequence[Leaf], given: Masks = NONE
+) -> Traced:
+  """Traces a call on abstract values and settles which atoms must be frozen.
+
+  Args:
+    fn: the function.
+    call: its arguments.
+    leaves: the arrays of its variables.
+    given: parameter axes that are masked anyway, and so do not count as a choice.
+  """
   structs = [abstract(a) for a in call.arrays]
   closed, out = jax.make_jaxpr(call.bind(fn), return_shape=True)(*structs)
   ins = list(_arguments(call, structs, leaves))
@@ -128,9 +139,7 @@ def analyze(fn: Callable[..., Any], call: Call, leaves: Sequence[Leaf]) -> Trace
   state = {leaf.path: dims for leaf, dims in zip(leaves, leaf_dims, strict=True)}
   for (path, _), value in zip(paths, outs, strict=True):
     _settle_output(path, value, state)
-  masked: dict[Atom, set[Axis]] = {}
-  for contraction in flow.contractions:
-    _settle_contraction(contraction, leaf_dims, masked)
+  masked = _settle_contractions(flow.contractions, leaf_dims, given)
   return Traced(scope, leaf_dims, out_tree, masked, flow)
 
 
@@ -138,14 +147,19 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
   """The values of the traced arguments: variables first, then inputs and traced keywords."""
   for i, leaf in enumerate(leaves):
     dims = tuple(UNIT if is_one(size) else Atom(size) for size in leaf.shape)
-    zeroed = tuple(frozenset([(i, d)]) if leaf.is_param else frozenset() for d in range(len(dims)))
-    yield Value(dims, zeroed, WEIGHT if leaf.is_param else CONSTANT)
-  for i, struct in enumerate(structs[len(leaves) :]):
+    zero = (Dead(Kind.ZERO, frozenset([(i, d)])) for d in range(len(dims)))
+    yield (
+      Value(dims, tuple(zero), WEIGHT)
+      if leaf.is_param
+      else Value(dims, (FINITE,) * len(dims), CONSTANT)
+    )
+  first = next((i for i, struct in enumerate(structs) if i >= len(leaves) and struct.shape), None)
+  for i, struct in enumerate(structs[len(leaves) :], len(leaves)):
     dims = tuple(
-      UNIT if is_one(size) else Atom(size, 'an input', batch=i == 0 and d == 0)
+      UNIT if is_one(size) else Atom(size, 'an input', batch=i == first and d == 0)
       for d, size in enumerate(struct.shape)
     )
-    yield Value(dims, (frozenset(),) * len(dims), ACTIVATION)
+    yield Value(dims, (FINITE,) * len(dims), ACTIVATION)
 
 
 def _settle_output(path: tuple[str, ...], value: Value, state: dict[Path, tuple[Dim, ...]]) -> None:
@@ -161,13 +175,32 @@ def _settle_output(path: tuple[str, ...], value: Value, state: dict[Path, tuple[
     freeze(dim, 'an output')
 
 
-def _settle_contraction(
-  contraction: Contraction, leaf_dims: Sequence[tuple[Dim, ...]], masked: dict[Atom, set[Axis]]
-) -> None:
-  """Every atom summed over is masked on a parameter axis, or freezes."""
-  for atom in set(atoms(contraction.dim)):
-    axes = {(i, d) for i, d in contraction.zeroed if atom in set(atoms(leaf_dims[i][d]))}
-    if axes:
-      masked.setdefault(atom, set()).update(axes)
-    else:
-      freeze(atom, contraction.reason)
+def _settle_contractions(
+  contractions: Sequence[Contraction], leaf_dims: Sequence[tuple[Dim, ...]], given: Masks
+) -> dict[Atom, set[Axis]]:
+  """The parameter axes on which each atom is masked; those summed over without one freeze.
+
+  What has to be masked is settled first. It may be enough for a contraction that has a choice,
+  which else takes what it prefers.
+  """
+  choices: list[tuple[Atom, list[Masks]]] = []
+  for contraction in contractions:
+    for atom in set(atoms(contraction.dim)):
+      options = [_lying(atom, masks, leaf_dims) for masks in contraction.options]
+      options = [found for found in options if found is not None]
+      if not options:
+        freeze(atom, contraction.reason)
+      choices.append((atom, options))
+  masked: dict[Atom, set[Axis]] = {}
+  for atom, options in sorted(choices, key=lambda choice: len(choice[1])):
+    if options:
+      settled = masked.setdefault(atom, set())
+      enough = (masks for masks in options if masks <= settled | given)
+      settled |= next(enough, options[0])
+  return masked
+
+
+def _lying(atom: Atom, masks: Masks, leaf_dims: Sequence[tuple[Dim, ...]]) -> Masks | None:
+  """Those of the masks that lie on an atom; None if there are masks, but on others only."""
+  lying = frozenset((i, d) for i, d in masks if atom in set(atoms(leaf_dims[i][d])))
+  return lying if lying or not masks else None

@@ -62,7 +62,9 @@ def test_cost_of_a_mask_is_the_cost_of_the_slim_model(name):
   graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
   for hard in (random_masks(graph, 0), one_left(graph)):
     slim = shrink(
-      graph, jax.eval_shape(lambda: case.variables) if name != 'equinox' else case.variables, hard
+      graph,
+      jax.eval_shape(lambda: case.variables) if 'equinox' not in name else case.variables,
+      hard,
     )
     again = trace(slim.apply, slim.variables, *case.inputs, **case.eval)
     counts = counts_of(hard)

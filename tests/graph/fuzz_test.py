@@ -102,8 +102,42 @@ def attend(x, seen, get, a, b):
   return jnp.einsum('bqhd,hdc->bqc', y, get((heads, dim, x.shape[-1]))).reshape(x.shape) + x
 
 
+def norm(x, axes, centred, two_passes):
+  mean = x.mean(axes, keepdims=True) if centred else 0.0
+  square = jnp.square(x - mean) if two_passes else jnp.square(x)
+  var = square.mean(axes, keepdims=True) - (0.0 if two_passes else jnp.square(mean))
+  return (x - mean) * jax.lax.rsqrt(jnp.maximum(var, 0) + 1e-2)
+
+
+def affine(x, get):
+  return x * get((x.shape[-1],))[None, None, None] + get((x.shape[-1],))[None, None, None]
+
+
 def layer_norm(x, seen, get, a, b):
-  return x - x.mean(-1, keepdims=True)
+  y = norm(x, -1, centred=a % 3, two_passes=b % 2)
+  return affine(y, get) if a % 2 else y
+
+
+def group_norm(x, seen, get, a, b):
+  groups = divisor(x.shape[-1], a)
+  y = norm(x.reshape(*x.shape[:-1], groups, -1), (1, 2, 4), centred=True, two_passes=b % 2)
+  return affine(y.reshape(x.shape), get)
+
+
+def normed_residual(x, seen, get, a, b):
+  """A stream that is normed before or behind what is added to it."""
+  y = layer_norm(x, seen, get, a, b) if b < 2 else x
+  y = x + conv(activate(y, seen, get, a, b), get((1, 1, x.shape[-1], x.shape[-1])))
+  return y if b < 2 else layer_norm(y, seen, get, a, b)
+
+
+def standardised(x, seen, get, a, b):
+  w = get((3, 3, x.shape[-1], 2 + a))
+  return conv(x, norm(w, (0, 1, 2), centred=True, two_passes=b % 2))
+
+
+def softmax(x, seen, get, a, b):
+  return jax.nn.softmax(x) if a % 2 else x - jax.nn.logsumexp(x, axis=-1, keepdims=True)
 
 
 def weight_norm(x, seen, get, a, b):
@@ -133,6 +167,13 @@ LAYERS = [
   excite,
   attend,
   layer_norm,
+  layer_norm,
+  group_norm,
+  group_norm,
+  normed_residual,
+  normed_residual,
+  standardised,
+  softmax,
   weight_norm,
   space_first,
 ]

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from tests.graph import convnets, sequences
+from dtp_jax.models import ViT
+from tests.graph import convnets, sequences, transformers
 
 
 class Case(NamedTuple):
@@ -86,8 +89,6 @@ SCALE = np.linspace(0.5, 1.5, 6, dtype=np.float32).reshape(1, 6, 1, 1)
 
 
 def nnx_case():
-  from flax import nnx
-
   class Net(nnx.Module):
     def __init__(self, rngs):
       self.conv = nnx.Conv(3, 6, (3, 3), rngs=rngs)
@@ -114,8 +115,6 @@ def nnx_case():
 
 
 def equinox_case():
-  import equinox as eqx
-
   def net(key):
     return eqx.nn.Sequential(
       [
@@ -159,6 +158,60 @@ def channels_first_case():
   return Case(plain_channels_first, params, (images(2, 3, 5, 5),), {}, None, {'a', 'b'})
 
 
+TOKENS = jnp.asarray([[1, 5, 2, 9], [10, 0, 4, 4]])
+
+
+def equinox_transformer():
+  arrays, rest = eqx.partition(
+    eqx.filter_eval_shape(transformers.EquinoxBlock, jax.random.key(0)), is_struct
+  )
+  groups = {
+    'embed',
+    'attention/query_proj:0.0',
+    'attention/query_proj:0.1',
+    'attention/value_proj',
+    'up',
+  }
+  return Case(
+    lambda model, x: jax.vmap(model)(x),
+    eqx.combine(randomized(arrays), rest),
+    (TOKENS,),
+    {},
+    None,
+    groups,
+  )
+
+
+def nnx_transformer():
+  graphdef, params, rest = nnx.split(
+    nnx.eval_shape(lambda: transformers.NnxBlock(nnx.Rngs(0))), nnx.Param, ...
+  )
+  return Case(
+    lambda params, x: nnx.merge(graphdef, params, rest)(x),
+    randomized(params),
+    (TOKENS,),
+    {},
+    None,
+    {'embed', 'up', 'attention/query:1', 'attention/query:2', 'attention/value'},
+  )
+
+
+def plain_transformer():
+  shapes: dict = {'embed': (11, 6), 'up': (6, 7), 'down': (7, 6), 'in': (6, 6), 'head': (6, 3)}
+  norm = {'scale': (6,), 'offset': (6,)}
+  params = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
+    {**shapes, 'norm1': norm, 'norm2': norm},
+    is_leaf=lambda s: isinstance(s, tuple),
+  )
+  return Case(transformers.plain_block, randomized(params), (TOKENS,), {}, None, {'embed', 'up'})
+
+
+def each(*names):
+  """The groups of two blocks."""
+  return {name.format(i) for name in names for i in (1, 2)}
+
+
 SMALL = (2, 4, 4, 3)
 CASES: dict[str, Callable[[], Case]] = {
   'vgg': lambda: linen(convnets.Vgg(), images(*SMALL), {'a', 'b', 'c'}, dropout=True),
@@ -189,11 +242,11 @@ CASES: dict[str, Callable[[], Case]] = {
   ),
   'shared': lambda: linen(convnets.Shared(), images(*SMALL), {'stem'}),
   'gated': lambda: linen(sequences.Gated(), images(*SMALL), {'both', 'hidden'}),
-  'norms': lambda: linen(sequences.Norms(), images(*SMALL), {'a', 'b', 'd'}),
+  'norms': lambda: linen(sequences.Norms(), images(*SMALL), {'a', 'b:3.0', 'b:3.1', 'c', 'd'}),
   'vit': lambda: linen(
     sequences.ViT(),
     images(*SMALL),
-    {'attn/query:1', 'attn/query:2', 'attn/value', 'up'},
+    {'patches', 'attn/query:1', 'attn/query:2', 'attn/value', 'up'},
     dropout=True,
   ),
   'attention': lambda: linen(
@@ -203,11 +256,44 @@ CASES: dict[str, Callable[[], Case]] = {
     sequences.Tokens(), jnp.asarray([[1, 5, 2, 9], [10, 0, 4, 4]]), {'embed', 'conv'}
   ),
   'remat': lambda: linen(convnets.Remat(), images(*SMALL), {'a', 'b', 't'}),
-  'convnext': lambda: linen(convnets.ConvNeXt(), images(*SMALL), {'up'}),
-  'llama': lambda: linen(sequences.Llama(), images(*SMALL), {'q:1.0', 'q:1.1', 'q:2', 'v', 'gate'}),
+  'convnext': lambda: linen(convnets.ConvNeXt(), images(*SMALL), {'stem', 'up'}),
+  'llama': lambda: linen(
+    sequences.Llama(), images(*SMALL), {'embed', 'q:1.0', 'q:1.1', 'q:2', 'v', 'gate'}
+  ),
   'mixer': lambda: linen(sequences.Mixer(), images(*SMALL), {'stem', 'mix'}),
-  'tied': lambda: linen(sequences.Tied(), jnp.asarray([[1, 5], [10, 0]]), {'up', 'down'}),
-  'experts': lambda: linen(sequences.Experts(), images(*SMALL), {'experts'}),
+  'tied': lambda: linen(sequences.Tied(), jnp.asarray([[1, 5], [10, 0]]), {'embed', 'up'}),
+  'experts': lambda: linen(sequences.Experts(), images(*SMALL), {'experts', 'gates'}),
+  'vit_ti': lambda: linen(
+    ViT(3, width=12, depth=2, heads=3, mlp=2, patch=2, dropout=0.2),
+    images(*SMALL),
+    {'patches', *each('block{}/up', 'block{}/attention/value')}
+    | each('block{}/attention/query:1', 'block{}/attention/query:2'),
+    dropout=True,
+  ),
+  'decoder': lambda: linen(
+    transformers.Decoder(),
+    TOKENS,
+    {'embed', *each('block{}/qkv:2', 'block{}/qkv:3', 'block{}/up')},
+    dropout=True,
+  ),
+  'encoder': lambda: linen(
+    transformers.Encoder(),
+    TOKENS,
+    {'word', 'pooler', *each('attention{}/query:1', 'attention{}/query:2', 'attention{}/value')}
+    | each('up{}'),
+    dropout=True,
+  ),
+  'unet_norms': lambda: linen(
+    transformers.UNet(), images(*SMALL), {'down', 'bottom', 'up:3.0', 'up:3.1'}
+  ),
+  'standardised': lambda: linen(
+    transformers.Standardised(),
+    images(*SMALL),
+    {'stem:3.0', 'stem:3.1', *each('in{}:3.0', 'in{}:3.1')},
+  ),
+  'equinox_transformer': equinox_transformer,
+  'nnx_transformer': nnx_transformer,
+  'plain_transformer': plain_transformer,
   'nnx': nnx_case,
   'equinox': equinox_case,
   'plain': plain_case,

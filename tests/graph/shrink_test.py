@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.graph import shrink, trace
+from dtp_jax.graph import difference, shrink, trace
 from dtp_jax.models import ResNet
-from tests.graph import convnets
+from tests.graph import convnets, transformers
 from tests.graph.agreement import (
   all_but_one,
   assert_agreement,
@@ -189,10 +189,41 @@ def test_a_mode_that_couples_more_is_refused_not_wrong():
   assert both.apply(both.variables, x, train=False).shape == (2, 2)
 
 
+REBUILT = {
+  'decoder': (transformers.Decoder, {'embed': np.arange(8) % 3 != 0}, 5),
+  'encoder': (
+    transformers.Encoder,
+    {name: np.arange(8) % 3 == 0 for name in ('word', 'pooler')},
+    3,
+  ),
+  'standardised': (
+    transformers.Standardised,
+    {'stem:3.1': np.array([True, False, True, False])},
+    4,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', REBUILT)
+def test_with_norms_refitted_it_is_the_module_of_the_kept_width(traced, name):
+  """One- and two-pass layer norms, group norms, kernels standardised over their in-axis."""
+  module, hard, width = REBUILT[name]
+  case, graph = traced(name)
+  slim = shrink(graph, case.variables, hard, norms='refit')
+  expected = module(width=width).apply(slim.variables, *case.inputs, train=False)
+  result = slim.apply(slim.variables, *case.inputs, train=False)
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+  assert difference(graph, case.variables, slim, *case.inputs, train=False) > 1e-3
+  exact = shrink(graph, case.variables, hard)
+  assert difference(graph, case.variables, exact, *case.inputs, train=False) < 1e-5
+
+
 def test_errors_name_what_is_wrong(traced):
   case, graph = traced('vgg')
   with pytest.raises(ValueError, match=r'entry 0\.5; expected 0 and 1'):
     shrink(graph, case.variables, {'a': np.full(6, 0.5)})
+  with pytest.raises(ValueError, match="norms is 'plain'; expected one of"):
+    shrink(graph, case.variables, {}, norms='plain')
   with pytest.raises(ValueError, match="'params/a/kernel' of shape None"):
     shrink(graph, {'batch_stats': case.variables['batch_stats']}, {})
   with pytest.raises(ValueError, match="did you mean 'a'"):

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,12 +31,15 @@ def frozen_reasons(graph):
 
 
 FREEZING = {
-  'layer norm': (lambda h: h - h.mean(-1, keepdims=True), 'reduce_sum over it'),
-  'softmax': (jax.nn.softmax, 'reduce_max over it'),
+  'product': (lambda h: h * h.prod(-1, keepdims=True), 'reduce_prod over it'),
+  'positions in a norm': (
+    lambda h: jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h,
+    'reduce_sum over it',
+  ),
   'cumsum': (lambda h: jnp.cumsum(h, -1), 'cumsum runs along it'),
   'sort': (jnp.sort, 'sort runs along it'),
   'flip': (lambda h: h[:, ::-1], 'rev reverses it'),
-  'stride': (lambda h: jnp.repeat(jax.lax.slice(h, (0, 0), (4, 6), (1, 2)), 2, 1), 'slice with'),
+  'stride': (lambda h: jnp.pad(h[:, ::4], ((0, 0), (0, 4))), 'slice with a stride'),
   'take': (lambda h: jnp.take(h, jnp.array([5, 1, 0, 2, 4, 3]), axis=1), 'gather looks up'),
   'gram': (lambda h: (h @ h.T) @ h, None),
   'scatter': (lambda h: h.at[0].add(1.0), 'scatter-add (no rule for it)'),
@@ -82,6 +86,16 @@ PASSING = {
   'any reduction': lambda h: h * jax.lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (0,))[None],
   'top of the batch': lambda h: jax.lax.top_k(h.T, 2)[0].T,
   'log softmax over the batch': lambda h: jax.nn.log_softmax(h, axis=0),
+  'softmax': jax.nn.softmax,
+  'log sum exp': lambda h: h * jax.nn.logsumexp(h, axis=-1, keepdims=True),
+  'largest and smallest': lambda h: h - h.max(1, keepdims=True) * h.min(1, keepdims=True),
+  'centred': lambda h: h - h.mean(-1, keepdims=True),
+  'standardised': jax.nn.standardize,
+  'standardised in two passes': lambda h: (
+    (h - h.mean(-1, keepdims=True)) / (h.std(-1, ddof=1, keepdims=True) + 1e-3)
+  ),
+  'centred twice': lambda h: jnp.cos(h - h.mean(0)[None]) - jnp.cos(h).mean(1, keepdims=True),
+  'moments of a square': lambda h: h * jnp.exp(h[:, :, None] - h[:, None]).mean((1, 2))[:, None],
 }
 
 
@@ -91,6 +105,58 @@ def test_what_leaves_channels_apart_keeps_them_prunable(name):
   graph = trace(fn, params, x)
   assert list(graph.groups) == ['a']
   assert_agreement(graph, params, (x,), {}, {'a': np.array([0, 1, 1, 0, 0, 1])})
+
+
+PARTS = {
+  'even and odd': (lambda h: jnp.concatenate([h[:, ::2], -h[:, 1::2]], 1), 3),
+  'rows of a batch': (lambda h: jnp.take_along_axis(h, jnp.argsort(h, 0), 0), 6),
+  'a batched row': (lambda h: jnp.take_along_axis(h, jnp.argmax(h, 0)[None], 0), 6),
+  'a column': (lambda h: h * h[:, 2:3], 5),
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_slices_and_gathers_divide_channels(name):
+  middle, channels = PARTS[name]
+  fn, params, x = mlp_around(middle)
+  graph = trace(fn, params, x)
+  assert sum(group.size for group in graph.groups.values()) == channels
+  for hard in (random_masks(graph, 0), one_left(graph)):
+    assert_agreement(graph, params, (x,), {}, hard)
+
+
+def test_static_slices_under_a_symbolic_batch():
+  """There jax writes them as gathers from a constant place on."""
+
+  def halves(h):
+    return jnp.concatenate([-h[:, 3:], h[:, :3]], 1) * h + h[:, -1][:, None] * h[:, 2][:, None]
+
+  fn, params, x = mlp_around(halves)
+  graph = trace(fn, params, x)
+  (batch,) = jax.export.symbolic_shape('batch')
+  symbolic = trace(fn, params, jax.ShapeDtypeStruct((batch, 3), jnp.float32))
+  assert symbolic.sizes == graph.sizes == {'a': 2}
+  slim = shrink(graph, params, {'a': np.array([False, True])})
+  exported = jax.export.export(jax.jit(slim.apply))(
+    slim.variables, jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+  )
+  expected = slim.apply(slim.variables, x)
+  np.testing.assert_allclose(exported.call(slim.variables, x), expected, rtol=1e-5)
+  assert_agreement(graph, params, (x,), {}, {'a': np.array([False, True])})
+
+
+def test_a_custom_derivative_does_not_decide_about_channels():
+  """A norm with a hand-written backward pass, which sums over channels of cotangents."""
+
+  @jax.custom_vjp
+  def centred(h):
+    return h - h.mean(1, keepdims=True)
+
+  centred.defvjp(lambda h: (centred(h), ()), lambda _, g: (g - g.mean(1, keepdims=True),))
+  fn, params, x = mlp_around(lambda h: jnp.sin(h) + jnp.square(centred(jnp.sin(h))))
+  graph = trace(fn, params, x)
+  assert list(graph.groups) == ['a']
+  assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
 
 
 def test_roles_of_a_residual_network():
@@ -122,22 +188,42 @@ def test_a_flattened_consumer_knows_its_channels():
     assert set(frozen_reasons(graph).values()) == {'an input', 'an output'}  # no word of pixels
 
 
-def test_a_layer_normed_stream_is_frozen_and_the_norm_is_named():
+def test_a_normed_stream_is_masked_where_it_is_made():
+  """And where it is read, behind the norms; their scales and biases need no mask there."""
   case = CASES['vit']()
   graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
-  (stream,) = [g for g in graph.frozen if g.name == 'params/patches/kernel:3']
-  assert stream.reason == 'reduce_sum over it, in ViT/ln1'
+  stream = graph.groups['patches']
+  made = {
+    'params/patches/kernel:3',
+    'params/patches/bias:0',
+    'params/token:2',
+    'params/positions:2',
+    'params/attn/out/kernel:2',
+    'params/attn/out/bias:0',
+    'params/down/kernel:1',
+    'params/down/bias:0',
+  }
+  read = {
+    *(f'params/attn/{name}/kernel:0' for name in ('query', 'key', 'value')),
+    'params/up/kernel:0',
+    'params/head/kernel:0',
+  }
+  assert {str(s) for s in stream.masked} == made | read
+  assert {str(s) for s in stream.consumers} == read
+  norms = {f'params/ln{i}/{name}:0' for i in (1, 2, 3) for name in ('scale', 'bias')}
+  assert {str(s) for s in stream.slices} == made | read | norms
   heads, values = graph.groups['attn/query:1'], graph.groups['attn/value']
-  assert [str(s) for s in heads.consumers] == ['params/attn/out/kernel:0']
-  assert [str(s) for s in values.consumers] == ['params/attn/out/kernel:1']
-  assert (heads.size, values.size) == (3, 4)
+  assert [str(s) for s in heads.masked] == ['params/attn/out/kernel:0']
+  assert [str(s) for s in values.masked] == ['params/attn/out/kernel:1']
+  assert (stream.size, heads.size, values.size) == (8, 3, 4)
 
 
 def test_query_and_key_dims_are_masked_on_the_keys():
   case = CASES['vit']()
   graph = trace(case.fn, case.variables, *case.inputs, **case.eval)
   inner = graph.groups['attn/query:2']
-  assert {str(s) for s in inner.consumers} == {'params/attn/key/kernel:2', 'params/attn/key/bias:1'}
+  assert {str(s) for s in inner.masked} == {'params/attn/key/kernel:2', 'params/attn/key/bias:1'}
+  assert not inner.consumers
 
 
 def test_scan_over_layers_is_frozen_but_counted():
@@ -165,7 +251,7 @@ def test_tied_weights_agree_or_freeze():
 
   def twisted(w, x):  # the same axis as channels and as (2, 3): heads survive what channels do not
     h = jnp.tanh(x @ w['a'])
-    y = jax.nn.softmax(jnp.tanh(x @ w['a']).reshape(-1, 2, 3))
+    y = jnp.sort(jnp.tanh(x @ w['a']).reshape(-1, 2, 3))
     return h @ w['b'] + y.reshape(-1, 6) @ w['c']
 
   params = weights(a=(3, 6), b=(6, 2), c=(6, 2))
@@ -175,8 +261,11 @@ def test_tied_weights_agree_or_freeze():
 
 
 def test_a_captured_kernel_cannot_be_masked():
+  """Where it reads zeros it need not be; the cosine of zero is not zero."""
   kernel = np.ones((6, 2), np.float32)
   graph = trace(lambda w, x: jnp.tanh(x @ w['a']) @ kernel, weights(a=(3, 6)), images(2, 3))
+  assert_agreement(graph, weights(a=(3, 6)), (images(2, 3),), {}, random_masks(graph, 0))
+  graph = trace(lambda w, x: jnp.cos(x @ w['a']) @ kernel, weights(a=(3, 6)), images(2, 3))
   assert not graph.groups
   assert 'dot_general sums over it' in frozen_reasons(graph)['a:1']
 
@@ -291,19 +380,24 @@ def test_two_kernels_of_one_module_are_told_apart():
 
 
 def test_a_weight_divided_by_its_own_norm():
-  """Along the in-axis it can be masked; per in-channel, 0 / 0 would follow: frozen."""
+  """Along the in-axis it can be masked; per in-channel, 0 / 0 would follow: what it reads is."""
 
-  def normed(axis):
+  def normed(axis, activation):
     def fn(w, x):
       b = w['b'] / jnp.sqrt(jnp.square(w['b']).sum(axis, keepdims=True))
-      return jnp.tanh(x @ w['a']) @ b
+      return activation(x @ w['a']) @ b
 
     return fn
 
   params, x = weights(a=(3, 6), b=(6, 2)), images(2, 3)
-  graph = trace(normed(0), params, x)
-  assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
-  assert not trace(normed(1), params, x).groups
+  for axis, activation, masked in (
+    (0, jnp.cos, ['b:0']),
+    (1, jnp.tanh, ['a:1']),
+  ):
+    graph = trace(normed(axis, activation), params, x)
+    assert [str(s) for s in graph.groups['a'].masked] == masked
+    assert_agreement(graph, params, (x,), {}, random_masks(graph, 0))
+  assert not trace(normed(1, jnp.cos), params, x).groups
 
 
 def test_a_mask_of_single_weights_goes_with_a_mask_of_channels():
@@ -333,6 +427,23 @@ def test_macs_are_those_of_one_example():
   assert trace(case.fn, case.variables, x[:1]).macs.total == batched.macs.total
   alone = trace(lambda model, x: model(x), case.variables, x[0])  # channels first: no batch at all
   assert alone.macs.total == batched.macs.total == 2 * 2 * 27 * 6 + 6 * 5 + 5 * 3
+
+
+def test_flags_before_the_batch_leave_macs_those_of_one_example():
+  fn, params, x = mlp_around(jnp.tanh)
+  alone = trace(fn, params, x).macs.total
+
+  def with_flags(w, inputs):
+    return fn(w, inputs['x']) * inputs['a flag']
+
+  assert trace(with_flags, params, {'a flag': jnp.ones(()), 'x': x}).macs.total == alone
+
+
+def test_running_statistics_are_no_news():
+  fn, params, x = mlp_around(jnp.tanh)
+  variables = {'params': params, 'stats': {'count': jnp.ones((5,)), 'mean': jnp.ones((3,))}}
+  graph = trace(lambda v, x: fn(v['params'], x - v['stats']['mean'][None]), variables, x)
+  assert set(frozen_reasons(graph)) == {'params/a:0', 'params/b:1'}
 
 
 def test_empty_arrays_and_debug_prints_are_no_obstacle():

@@ -1,0 +1,50 @@
+"""The rule of gather: tables looked up by rows, constant windows, rows of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtp_jax.graph.dead import ANYTHING
+from dtp_jax.graph.dims import freeze, unify
+from dtp_jax.graph.flow import Flow, Value, fixed, origin_of, rule, shape_of
+from dtp_jax.graph.rules_shape import window
+
+
+@rule('gather')
+def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
+  """Axes taken whole, or in a window at a known place, pass; those looked up by rows freeze."""
+  table, indices = ins
+  numbers, taken = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
+  size, start = shape_of(eqn.invars[0]), known_start(eqn, indices)
+  rows, batched = numbers.collapsed_slice_dims, numbers.operand_batching_dims
+  pieces, dims = list(table.dims), list(indices.dims[:-1])
+  for d, i in zip(batched, numbers.start_indices_batching_dims, strict=True):
+    unify(table.dims[d], indices.dims[i], flow.reason(eqn, ' of dims that do not line up'))
+  for d, dim in enumerate(table.dims):
+    if d in batched or (taken[d] == size[d] and d not in rows):
+      continue
+    if start is not None and d in numbers.start_index_map:
+      pieces[d] = window(flow, eqn, dim, start, start + taken[d])
+    else:
+      freeze(dim, flow.reason(eqn, ' looks up rows of it'))
+      pieces[d] = fixed(taken[d], flow.reason(eqn))
+  dead = [ANYTHING] * len(dims)
+  for d, i in zip(batched, numbers.start_indices_batching_dims, strict=True):
+    dead[i] = table.dead[d]
+  kept = [d for d in range(len(size)) if d not in (*rows, *batched)]
+  for d, axis in zip(kept, numbers.offset_dims, strict=True):  # increasing, so each in its place
+    dims.insert(axis, pieces[d])
+    dead.insert(axis, table.dead[d])
+    if table.fixed and table.makers(d) and pieces[d] is table.dims[d]:  # an embedding
+      flow.productions.append((table.makers(d), table.dims[d]))
+  return [Value(tuple(dims), tuple(dead), origin_of(ins))]
+
+
+def known_start(eqn: Any, indices: Value) -> int | None:
+  """Where a gather along one axis starts, if it is the same known place for all of its rows."""
+  low, high = indices.bounds
+  (axis, *others) = eqn.params['dimension_numbers'].start_index_map or (None,)
+  if axis is None or others or low != high:
+    return None
+  last = shape_of(eqn.invars[0])[axis] - eqn.params['slice_sizes'][axis]
+  return int(low) if isinstance(last, int) and 0 <= low <= last else None
