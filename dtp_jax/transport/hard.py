@@ -1,5 +1,7 @@
 """Exact top-k: counted in integers, without a sort."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -9,12 +11,18 @@ from dtp_jax.transport import checks
 
 __all__ = ['hard_topk', 'ordered_bits']
 
+_FEW = 8  # elements of a problem up to which each is compared with each
+_SAMPLE = 2**12
+
+_Bracket = tuple[Array, Array, Array, Array, Array]  # probes, low, high, how many reach each
+
 
 def hard_topk(scores: ArrayLike, k: ArrayLike) -> Array:
   """The mask of the k largest scores, counted in integers, ties broken by the lower index.
 
-  A search over the bits of the k-th largest value: 32 counting passes and no sort, so that a
-  sharded array costs scalar reductions only.
+  A search for the k-th largest value by counting: between two quantiles of a sample, and then by
+  interpolation. Some ten passes and no sort of n elements, so that a sharded array costs scalar
+  reductions only.
 
   >>> hard_topk(jnp.array([1.0, 3.0, 3.0, 2.0]), k=1).tolist()
   [False, True, False, False]
@@ -40,14 +48,90 @@ def hard_topk(scores: ArrayLike, k: ArrayLike) -> Array:
 @jax.jit
 def _hard_topk(scores: Array, k: Array) -> Array:
   keys = ordered_bits(scores)
-  threshold = _kth_largest(keys, k)
+  if keys.shape[-1] <= _FEW:
+    return _rank(keys) < k
+  threshold, count = _search(keys, k, _between_floats)
+  kept = keys >= threshold
+  return lax.cond(jnp.all(count == k), lambda: kept, lambda: _first_of_ties(keys, threshold, k))
+
+
+def _rank(keys: Array) -> Array:
+  """How many elements of its problem come before each: larger, or equal and of lower index."""
+  mine, other = jnp.expand_dims(keys, -1), jnp.expand_dims(keys, -2)
+  square = (*keys.shape, keys.shape[-1])
+  at_mine, at_other = (lax.broadcasted_iota(jnp.int32, square, keys.ndim - i) for i in (1, 0))
+  before = (other > mine) | ((other == mine) & (at_other < at_mine))
+  return jnp.sum(before, axis=-1, dtype=jnp.int32)
+
+
+def _first_of_ties(keys: Array, threshold: Array, k: Array) -> Array:
+  """The mask where more than k keys reach the threshold: of the equal ones the lower index wins."""
   above = keys > threshold
   tied = keys == threshold
   missing = k - _count(above)
-  # Among ties the lower index wins: rank them by a second key that falls with the index.
+  # Ranked by a second key that falls with the index.
   index = lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
-  order = jnp.where(tied, jnp.uint32(2**32 - 1) - index, jnp.uint32(0))
-  return above | (tied & (order >= _kth_largest(order, missing)) & (missing > 0))
+  order = jnp.where(tied, jnp.uint32(2**32 - 2) - index, jnp.uint32(0))
+  last, _ = _search(order, missing, _between_integers)
+  return above | (tied & (order >= last) & (missing > 0))
+
+
+def _search(keys: Array, k: Array, between: Callable[..., Array]) -> tuple[Array, Array]:
+  """A threshold t that k keys reach, and their number; where none is, the k-th largest key."""
+  lower, upper = _quantiles(keys, k)
+
+  def probe(carry: _Bracket) -> _Bracket:
+    i, low, high, at_low, at_high = carry
+    share = (at_low - k).astype(jnp.float32) / (at_low - at_high).astype(jnp.float32)
+    # Every third probe bisects: no interpolation is safe against all distributions.
+    middle = low + ((high - low) >> 1)
+    t = jnp.where(i % 3 == 1, middle, between(low, high, share))
+    t = jnp.where(i == 0, lower, jnp.where(i == 1, upper, t))
+    t = jnp.where((t > low) & (t < high), t, middle)
+    count = _count(keys >= t)
+    enough = count >= k
+    low, at_low = jnp.where(enough, t, low), jnp.where(enough, count, at_low)
+    high, at_high = jnp.where(enough, high, t), jnp.where(enough, at_high, count)
+    return i + 1, low, high, at_low, at_high
+
+  def unfinished(carry: _Bracket) -> Array:
+    _, low, high, at_low, _ = carry
+    return jnp.any((at_low != k) & (high - low > 1))
+
+  low = jnp.zeros_like(keys[..., :1])
+  top = ~low  # no key: that of infinity is smaller
+  n = jnp.full(low.shape, keys.shape[-1], jnp.int32)
+  carry = jnp.zeros((), jnp.int32), low, top, n, jnp.zeros_like(n)
+  _, low, _, count, _ = lax.while_loop(unfinished, probe, carry)
+  return jnp.where(k == 0, top, low), jnp.where(k == 0, 0, count)
+
+
+def _between_floats(low: Array, high: Array, share: Array) -> Array:
+  """The key of the float at a share of the way between those of two keys."""
+  a, b = _floats(low), _floats(high)
+  return ordered_bits(a + share.astype(a.dtype) * (b - a))
+
+
+def _between_integers(low: Array, high: Array, share: Array) -> Array:
+  # In float32, which may lie above `high`: the search looks after that.
+  return low + (share * (high - low).astype(jnp.float32)).astype(low.dtype)
+
+
+def _quantiles(keys: Array, k: Array) -> tuple[Array, Array]:
+  """Two keys between which the k-th largest most likely lies, from a sorted sample."""
+  n = keys.shape[-1]
+  step = max(1, n // _SAMPLE)
+  sample = jnp.sort(keys[..., ::step], axis=-1)
+  size = sample.shape[-1]
+  share = 1 - k.astype(jnp.float32) / n  # of the keys below the k-th largest
+  spread = 4 * jnp.sqrt(share * (1 - share) * size) + 2
+  places = [jnp.clip(share * size + sign * spread, 0, size - 1) for sign in (-1, 1)]
+  shape = keys[..., :1].shape
+  lower, upper = (
+    jnp.take_along_axis(sample, jnp.broadcast_to(p.astype(jnp.int32), shape), axis=-1)
+    for p in places
+  )
+  return lower, upper
 
 
 def ordered_bits(x: Array) -> Array:
@@ -60,15 +144,12 @@ def ordered_bits(x: Array) -> Array:
   return jnp.where(jnp.isnan(x), 0, keys)
 
 
-def _kth_largest(keys: Array, k: Array) -> Array:
-  """The largest t with at least k keys >= t, built bit by bit; keys unsigned (..., n)."""
+def _floats(keys: Array) -> Array:
+  """The floats whose keys these are."""
   bits = keys.dtype.itemsize * 8
-
-  def set_bit(i: Array, t: Array) -> Array:
-    candidate = t | (jnp.array(1, keys.dtype) << (bits - 1 - i).astype(keys.dtype))
-    return jnp.where(_count(keys >= candidate) >= k, candidate, t)
-
-  return lax.fori_loop(0, bits, set_bit, jnp.zeros_like(keys[..., :1]))
+  sign = jnp.array(1, keys.dtype) << jnp.array(bits - 1, keys.dtype)
+  x = keys ^ jnp.where((keys & sign) != 0, sign, ~jnp.zeros((), keys.dtype))
+  return lax.bitcast_convert_type(x, jnp.dtype(f'float{bits}'))
 
 
 def _count(chosen: Array) -> Array:

@@ -112,3 +112,14 @@ def test_sharded_scores_give_the_same_mask(axes):
   scores = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape), jnp.float32)
   mask = transport.hard_topk(jax.device_put(scores, sharding), k=37)
   np.testing.assert_array_equal(mask, transport.hard_topk(scores, k=37))
+
+
+@pytest.mark.parametrize('power', [1, 3])
+@pytest.mark.parametrize('k', [0, 1, 49, 5000, 15000, 29999, 30000])
+def test_many_elements_of_uneven_density_match_a_stable_sort(power, k):
+  """More than the sample holds: to both sides of a gap, and crowded around zero."""
+  x = np.random.default_rng(0).normal(size=30000) ** power
+  x = np.where(x > 1, x + 1e6, x).astype(np.float32)
+  np.testing.assert_array_equal(transport.hard_topk(x, k=k), _oracle(x, k))
+  ties = np.round(x, 1)
+  np.testing.assert_array_equal(transport.hard_topk(ties, k=k), _oracle(ties, k))
