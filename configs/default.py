@@ -62,6 +62,11 @@ def get_config() -> Any:
   config.data.threads = 8  # that read and decode, in each process
   config.data.prefetch = 8  # batches decoded ahead
 
+  # The devices: training batches are split along 'data', kernels and their scores along 'model'.
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = -1  # devices along it; -1: all that the other axis leaves
+  config.mesh.model = 1  # devices that share each kernel with its scores, log-odds and optimizer
+
   # The stages, in epochs of the training split.
   config.stages = ml_collections.ConfigDict()
   config.stages.dense = 10.0  # nothing is pruned yet

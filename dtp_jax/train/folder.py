@@ -43,13 +43,13 @@ def open_run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> 
 
 
 def check_config(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-  """Compares a config with that of a run folder.
+  """Compares a config with that of a run folder, but for `mesh`: a run may go on elsewhere.
 
   Raises:
     ValueError: they differ; the fields are listed.
   """
-  asked = flat(json.loads(config.to_json_best_effort()), separator='.')
-  there = flat(read_json(folder / 'config.json'), separator='.')
+  fields = json.loads(config.to_json_best_effort()), read_json(folder / 'config.json')
+  asked, there = (flat({**f, 'mesh': None}, separator='.') for f in fields)
   differing = sorted(k for k in asked | there if asked.get(k) != there.get(k))
   if differing:
     lines = [f'  {k}: {there.get(k)!r} there, {asked.get(k)!r} asked' for k in differing]

@@ -17,6 +17,7 @@ from dtp_jax.data import Dataset
 from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
@@ -44,14 +45,17 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
 
   Returns:
     The recipe and a function that creates the state at step 0, from given variables, the state dict
-    at `config.pretrained` or `config.seed`; `jax.eval_shape` of it is the template of a checkpoint.
+    at `config.pretrained` or `config.seed`, each array where it is to lie; its `jax.eval_shape` is
+    what `mesh.template` is made of.
 
   Raises:
-    ValueError: an unknown name or an option out of range.
+    ValueError: an unknown name or an option out of range, a mesh that the devices do not make up.
     ImportError: a module of `config.imports` that is not there.
   """
   for module in config.get('imports', ()):
     importlib.import_module(module)  # registers methods
+  mesh = meshes.make(config.mesh)
+  meshes.check_batch(mesh, config.data.batch_size)
   model = build_model(config, data.num_classes)
   keys = jax.random.split(jax.random.key(config.seed))
   images = jnp.zeros((1, *data.image_shape), jnp.float32)
@@ -59,16 +63,19 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   stages = build_stages(config, data.examples)
   variables = jax.eval_shape(initialise, keys[0], images)
   elements = build_elements(config, model, variables, images)
+  elements = elements._replace(parts=meshes.model_parts(mesh))
   pruner = build_pruner(config, elements, stages)
   weights = build_optimizer(config, stages)
   # Adam, since its step is free of the scale of the scores.
   scores = pruner.score_optimizer or optax.adam(config.optimizer.score_learning_rate)
   optimizers = {'params': weights, 'scores': scores}
 
-  @jax.jit
   def start(keys, variables):
     variables = initialise(keys[0], images) if variables is None else variables
     return create_train_state(variables, pruner, optimizers, keys[1])
+
+  where = meshes.of_state(mesh, jax.eval_shape(start, keys, variables))
+  start = jax.jit(start, out_shardings=where)
 
   def create(variables=None):
     # Keys and weights are arguments, not constants of the program: one for all seeds.
@@ -82,6 +89,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     pruner=pruner,
     optimizers=optimizers,
     stages=stages,
+    mesh=mesh,
     label_smoothing=config.optimizer.label_smoothing,
   )
   return recipe, create

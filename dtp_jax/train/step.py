@@ -8,14 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from dtp_jax import transport as ops
 from dtp_jax.methods import Pruner
 from dtp_jax.prunable import Masks
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stage, Stages
 from dtp_jax.train.state import TrainState
 
-__all__ = ['Batch', 'Recipe', 'enter_stage', 'eval_step', 'masked_params', 'train_step']
+__all__ = [
+  'Batch',
+  'Recipe',
+  'enter_stage',
+  'eval_step',
+  'hard_masks',
+  'masked_params',
+  'train_step',
+]
 
 Batch = dict[str, Array]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'mask' bool (B,) in eval
 
@@ -29,6 +39,7 @@ class Recipe(NamedTuple):
     pruner: the pruning method, on the elements of this network.
     optimizers: {'params': of the weights, 'scores': of the scores}.
     stages: stage lengths.
+    mesh: of the devices.
     label_smoothing: in [0, 1).
   """
 
@@ -37,6 +48,7 @@ class Recipe(NamedTuple):
   pruner: Pruner
   optimizers: Mapping[str, optax.GradientTransformation]
   stages: Stages
+  mesh: Mesh
   label_smoothing: float = 0.0
 
 
@@ -56,9 +68,12 @@ def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
   """
   stages, extra = recipe.stages, state.extra
   if step == stages.soft_start:
-    extra = jax.jit(recipe.pruner.init)(state.params)
+    where = meshes.of_state(recipe.mesh, extra)
+    extra = jax.jit(recipe.pruner.init, out_shardings=where)(state.params)
   if step == stages.hard_start:
-    extra = {**extra, 'transport': _frozen(extra['transport'], recipe.pruner.harden(extra))}
+    where = meshes.of_state(recipe.mesh, extra['transport'])
+    frozen = jax.jit(_frozen, out_shardings=where)(extra['transport'], hard_masks(recipe, state))
+    extra = {**extra, 'transport': frozen}
   return dataclasses.replace(state, scores=extra['scores'], transport=extra['transport'])
 
 
@@ -171,7 +186,14 @@ def eval_step(
   }
 
 
-@jax.jit
+def hard_masks(recipe: Recipe, state: TrainState) -> Masks:
+  """The hard masks of the present ranking, on every device.
+
+  Every process ranks all elements by the same numbers, so that all of them keep the same.
+  """
+  return recipe.pruner.harden(meshes.whole(recipe.mesh, state.extra))
+
+
 def _frozen(transport, hard):
   """The hard masks as log-odds of +1 and -1."""
   return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
