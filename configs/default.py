@@ -44,6 +44,8 @@ def get_config() -> Any:
   # The network.
   config.model = ml_collections.ConfigDict()
   config.model.name = 'lenet'  # see MODELS in dtp_jax/train/recipe.py; more fields: its attributes
+  config.dtype = 'float32'  # of its arithmetic, or bfloat16; weights, scores, sums stay float32
+  config.remat = False  # keep products and convolutions alone for the backward pass: less memory
   config.pretrained = ''  # path of a state dict in torchvision's layout to start from, or ''
 
   # The data.
@@ -73,6 +75,8 @@ def get_config() -> Any:
   config.stages.soft = 10.0  # weights and soft masks together
   config.stages.hard = 10.0  # fine-tuning under the hard mask
 
+  config.accumulate = 1  # parts that the gradient of a batch is computed in, one after the other
+
   # The optimizer of the weights; scores have their method's own, or else Adam.
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'  # sgd, adamw
@@ -85,6 +89,7 @@ def get_config() -> Any:
   config.optimizer.momentum = 0.9  # of sgd
   config.optimizer.nesterov = True  # of sgd
   config.optimizer.weight_decay = 5e-4  # kernels only
+  config.optimizer.clip_norm = placeholder(float)  # largest norm of the weights' gradient
   config.optimizer.label_smoothing = 0.0  # share of the target that is spread over the classes
   config.optimizer.score_learning_rate = 1e-3  # of Adam, where scores are learned (preset='paper')
 

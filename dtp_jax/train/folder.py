@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from dtp_jax.files import read_json, write_json
+from dtp_jax.train import hosts
 from dtp_jax.trees import flat
 
 __all__ = ['check_config', 'environment', 'open_run', 'read_config']
@@ -36,9 +37,10 @@ def open_run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> 
   folder.mkdir(parents=True, exist_ok=True)
   if (folder / 'config.json').exists():
     check_config(config, folder)
-  else:
+  elif hosts.is_first():
     write_json(folder / 'config.json', json.loads(config.to_json_best_effort()))
-  write_json(folder / 'environment.json', environment())
+  if hosts.is_first():
+    write_json(folder / 'environment.json', environment())
   return folder
 
 

@@ -16,6 +16,7 @@ from dtp_jax.files import read_json, write_json, write_npz
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import counts_of
 from dtp_jax.train import folder as run_folder
+from dtp_jax.train import hosts
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
@@ -112,7 +113,7 @@ class _Run:
       total=self._stages.total * batch,
       unit='image',
       unit_scale=True,
-      disable=None,
+      disable=None if hosts.is_first() else True,
     )
     take_step, where = self._compiled(state), meshes.of_batches(self._recipe.mesh)
     batches = self._data.train_batches(batch, seed=self._config.seed, step=begin, sharding=where)
@@ -194,14 +195,20 @@ def _fork(source, create, stages: Stages, data) -> TrainState:
 
 
 def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) -> dict[str, Any]:
-  """Writes masks.npz, pruned.npz and, last, summary.json of a finished run."""
-  path = workdir / 'summary.json'
-  if path.exists():  # rerunning a finished run changes nothing: its time is that of the first time
-    return read_json(path)
+  """The summary of a finished run, which the first process writes: see `_write_summary`."""
   hard = jax.device_get(hard_masks(recipe, state))
   params, batch_stats = meshes.whole(recipe.mesh, (state.params, state.batch_stats))
   params = jax.jit(recipe.pruner.apply_masks)(params, hard)
   pruned = jax.device_get(paths({'params': params, 'batch_stats': batch_stats}))
+  # Rerunning a finished run changes nothing: its time is that of the first time.
+  if hosts.is_first() and not (workdir / 'summary.json').exists():
+    _write_summary(config, workdir, recipe, run.seconds, hard, pruned)
+  hosts.wait('summary')
+  return read_json(workdir / 'summary.json')
+
+
+def _write_summary(config, workdir, recipe: Recipe, seconds: float, hard, pruned) -> None:
+  """Writes masks.npz, pruned.npz and, last, summary.json."""
   write_npz(workdir / 'masks.npz', hard)
   write_npz(workdir / 'pruned.npz', pruned)
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
@@ -216,13 +223,12 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'accuracy': final.get('accuracy_hard', final['accuracy']),
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     **recipe.pruner.resolved.account(hard)._asdict(),
-    'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
+    'parameters': sum(int(w.size) for k, w in pruned.items() if k.startswith('params/')),
     **_sizes(recipe.pruner.elements.graph, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
-    'seconds': round(run.seconds, 1),
+    'seconds': round(seconds, 1),
   }
-  write_json(path, summary)
-  return summary
+  write_json(workdir / 'summary.json', summary)
 
 
 def _sizes(graph: Graph | None, hard, pruned) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   for module in config.get('imports', ()):
     importlib.import_module(module)  # registers methods
   mesh = meshes.make(config.mesh)
-  meshes.check_batch(mesh, config.data.batch_size)
+  meshes.check_batch(mesh, config.data.batch_size, config.accumulate)
   model = build_model(config, data.num_classes)
   keys = jax.random.split(jax.random.key(config.seed))
   images = jnp.zeros((1, *data.image_shape), jnp.float32)
@@ -84,15 +84,43 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     return start(keys, variables)
 
   recipe = Recipe(
-    apply=model.apply,
+    apply=_choose(
+      {name: Network(model, name, config.remat) for name in ('float32', 'bfloat16')},
+      'dtype',
+      config.dtype,
+    ),
     preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
     pruner=pruner,
     optimizers=optimizers,
     stages=stages,
     mesh=mesh,
     label_smoothing=config.optimizer.label_smoothing,
+    accumulate=config.accumulate,
   )
   return recipe, create
+
+
+class Network(NamedTuple):
+  """`model.apply` in another arithmetic; equal for equal fields, so that jit can tell.
+
+  Attributes:
+    model: its parameters are float32.
+    dtype: that they and the images are cast to. Statistics of normalisation stay float32.
+    remat: whether the backward pass computes anew all but products and convolutions.
+  """
+
+  model: nn.Module
+  dtype: str
+  remat: bool
+
+  def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+    """The logits, and what else `model.apply` gives back under `options`."""
+    dtype = jnp.dtype(self.dtype)
+    apply = functools.partial(self.model.apply, **options)
+    if self.remat:
+      apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.dots_saveable)
+    params = jax.tree.map(lambda w: w.astype(dtype), variables['params'])
+    return apply({**variables, 'params': params}, images.astype(dtype))
 
 
 class Preprocess(NamedTuple):
@@ -185,7 +213,12 @@ def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformat
     ),
     'adamw': lambda: optax.adamw(rate, weight_decay=o.weight_decay, mask=_kernels_only),
   }
-  return _choose(builders, 'optimizer.name', o.name)()
+  tx = _choose(builders, 'optimizer.name', o.name)()
+  if o.clip_norm is None:
+    return tx
+  if not o.clip_norm > 0:
+    raise ValueError(f'optimizer.clip_norm is {o.clip_norm}; expected a norm > 0, or None.')
+  return optax.chain(optax.clip_by_global_norm(o.clip_norm), tx)
 
 
 def _cosine(rate, steps, *, warmup, at):
