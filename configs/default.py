@@ -44,6 +44,8 @@ def get_config() -> Any:
   # The network.
   config.model = ml_collections.ConfigDict()
   config.model.name = 'lenet'  # see MODELS in dtp_jax/train/recipe.py; more fields: its attributes
+  config.dtype = 'float32'  # of its arithmetic, or bfloat16; weights, scores, sums stay float32
+  config.remat = False  # keep products and convolutions alone for the backward pass: less memory
   config.pretrained = ''  # path of a state dict in torchvision's layout to start from, or ''
 
   # The data.
@@ -62,11 +64,18 @@ def get_config() -> Any:
   config.data.threads = 8  # that read and decode, in each process
   config.data.prefetch = 8  # batches decoded ahead
 
+  # The devices: training batches are split along 'data', kernels and their scores along 'model'.
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = -1  # devices along it; -1: all that the other axis leaves
+  config.mesh.model = 1  # devices that share each kernel with its scores, log-odds and optimizer
+
   # The stages, in epochs of the training split.
   config.stages = ml_collections.ConfigDict()
   config.stages.dense = 10.0  # nothing is pruned yet
   config.stages.soft = 10.0  # weights and soft masks together
   config.stages.hard = 10.0  # fine-tuning under the hard mask
+
+  config.accumulate = 1  # parts that the gradient of a batch is computed in, one after the other
 
   # The optimizer of the weights; scores have their method's own, or else Adam.
   config.optimizer = ml_collections.ConfigDict()
@@ -80,6 +89,7 @@ def get_config() -> Any:
   config.optimizer.momentum = 0.9  # of sgd
   config.optimizer.nesterov = True  # of sgd
   config.optimizer.weight_decay = 5e-4  # kernels only
+  config.optimizer.clip_norm = placeholder(float)  # largest norm of the weights' gradient
   config.optimizer.label_smoothing = 0.0  # share of the target that is spread over the classes
   config.optimizer.score_learning_rate = 1e-3  # of Adam, where scores are learned (preset='paper')
 

@@ -40,6 +40,7 @@ class Prunable(NamedTuple):
       differentiable in both.
     costs: for channels, what a budget can be counted in: {'count', 'params', 'macs': polynomial}.
     graph: for channels, the traced network.
+    parts: over how many devices the arrays are split (`dtp_jax.parts`); 1 if they are not.
   """
 
   shapes: dict[str, tuple[int, ...]]
@@ -48,6 +49,7 @@ class Prunable(NamedTuple):
   apply_masks: Callable[[Params, Masks], Params]
   costs: Mapping[str, Any] = {}
   graph: Graph | None = None
+  parts: int = 1
 
   @property
   def sizes(self) -> dict[str, int]:

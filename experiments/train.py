@@ -5,6 +5,10 @@
 Any field of the config can be set on the command line, as in --config.prune.keep=0.02 or
 --config.seed=1. The baselines of the config fork from one dense network and lie in
 workdir/baselines. Run again with the same workdir, it resumes; the report is workdir/report.md.
+
+Several processes train one network when each is started with --coordinator=HOST:PORT of the first,
+--num_processes and --process_id, or with --coordinator=auto where JAX finds the others by itself
+(Cloud TPU, GKE, SLURM). The workdir lies on a disk that all of them share.
 """
 
 import sys
@@ -14,7 +18,7 @@ from ml_collections import config_flags
 
 from dtp_jax import report
 from dtp_jax.export import run as slim
-from dtp_jax.train import runner, sweep
+from dtp_jax.train import hosts, runner, sweep
 from dtp_jax.train.compilation import keep_compiled
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.loop import DivergedError
@@ -22,6 +26,9 @@ from dtp_jax.train.loop import DivergedError
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')
 flags.DEFINE_string('workdir', None, 'Run folder; created, or resumed if it is there.')
 flags.DEFINE_string('compilation_cache', None, 'Folder of what XLA compiled; see keep_compiled.')
+flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0 of several, or auto.')
+flags.DEFINE_integer('num_processes', None, 'Processes of the job.', lower_bound=1)
+flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.', lower_bound=0)
 FLAGS = flags.FLAGS
 
 
@@ -30,8 +37,19 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
+    hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+  except ValueError as error:
+    sys.exit(str(error))
+  with hosts.ending_together():
+    _run()
+
+
+def _run() -> None:
+  try:
     keep_compiled(FLAGS.compilation_cache)
     summaries = runner.run_here(sweep.with_baselines(FLAGS.config), FLAGS.workdir)
+    if not hosts.is_first():
+      return
     if summaries['.']['widths']:
       slim.finish(FLAGS.workdir)
   except (ValueError, FileNotFoundError, ImportError, DivergedError) as error:

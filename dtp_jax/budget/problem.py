@@ -4,6 +4,7 @@
 sees flat arrays and asks for soft and hard masks at a kept fraction; it never asks of what.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from jax import Array, lax
 from dtp_jax import transport
 from dtp_jax.budget import rounding, rounding_traced
 from dtp_jax.budget.rounding import Cost
+from dtp_jax.parts import from_parts, to_parts
 
 __all__ = ['CostProblem', 'CountProblem', 'Problem']
 
@@ -32,6 +34,7 @@ class CountProblem(NamedTuple):
     rows: True if every row is a problem of its own.
     n: elements of a problem.
     k: how many of them are kept.
+    parts: over how many devices the arrays are split; the flat array is read part by part.
   """
 
   names: tuple[str, ...]
@@ -39,6 +42,12 @@ class CountProblem(NamedTuple):
   rows: bool
   n: int
   k: int
+  parts: int = 1
+
+  def split_into(self, parts: int) -> 'CountProblem':
+    """The problem of arrays split into parts; as a whole where one of them has no equal parts."""
+    equal = all(math.prod(shape) % parts == 0 for shape in self.shapes)
+    return self._replace(parts=parts if equal else 1)
 
   @property
   def keep(self) -> float:
@@ -59,13 +68,17 @@ class CountProblem(NamedTuple):
     """The arrays as (n,), or (rows, n)."""
     if self.rows:
       return arrays[self.names[0]]
-    return jnp.concatenate([arrays[name].ravel() for name in self.names])
+    return jnp.concatenate([to_parts(arrays[n], self.parts) for n in self.names], axis=1).ravel()
 
   def scatter(self, flat: Array) -> dict[str, Array]:
     """{name: array of its score shape}."""
     if self.rows:
       return {self.names[0]: flat}
-    return _split(flat, self.names, self.shapes)
+    # Not slices: the transpose of those is a sum of as many arrays of the whole size.
+    sizes = [math.prod(shape) // self.parts for shape in self.shapes]
+    pieces = lax.split(jnp.asarray(flat).reshape(self.parts, -1), sizes, axis=1)
+    named = zip(self.names, pieces, self.shapes, strict=True)
+    return {name: from_parts(piece, shape) for name, piece, shape in named}
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
     """Exactly k of each problem; with `keep`, round(keep n), never fewer than k."""
@@ -145,7 +158,11 @@ class CostProblem:
 
   def scatter(self, flat: Array) -> dict[str, Array]:
     """{group: (channels,)}."""
-    return _split(flat, tuple(self.sizes), tuple((size,) for size in self.sizes.values()))
+    stops = itertools.accumulate(self.sizes.values())
+    return {
+      name: flat[stop - size : stop]
+      for (name, size), stop in zip(self.sizes.items(), stops, strict=True)
+    }
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
     """The rounding of `round_to_budget`: on the host, and traced in integers under jit."""
@@ -208,13 +225,3 @@ class CostProblem:
 
 
 Problem: TypeAlias = CountProblem | CostProblem  # what a method is written for
-
-
-def _split(
-  flat: Any, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
-) -> dict[str, Any]:
-  if isinstance(flat, np.ndarray):
-    parts = np.split(flat, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
-  else:  # not slices: the transpose of those is a sum of as many arrays of the whole size
-    parts = lax.split(flat, [math.prod(shape) for shape in shapes])
-  return {n: part.reshape(s) for n, s, part in zip(names, shapes, parts, strict=True)}

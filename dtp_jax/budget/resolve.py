@@ -92,6 +92,7 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
       "blocks are counted: expected of='count', multiple_of=1."
     )
   problems = _counted(budget, elements.shapes, elements.sizes, elements.density)
+  problems = tuple(problem.split_into(elements.parts) for problem in problems)
   requested = sum(p.k * p.copies for p in problems)
   total = sum(elements.sizes.values())
   return Resolved(problems, 'count', requested, total, _sum, Choice(1, ''))

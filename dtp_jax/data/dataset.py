@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from dtp_jax.data import order
+from dtp_jax.data import order, placing
 
 __all__ = ['Arguments', 'Dataset', 'Resident']
 
@@ -62,25 +62,28 @@ class Dataset(abc.ABC):
     """The first held-out images, uint8 [count, H, W, C], fewer where there are fewer."""
 
   @abc.abstractmethod
-  def train_batches(self, size: int, *, seed: int, step: int = 0) -> Arguments:
+  def train_batches(
+    self, size: int, *, seed: int, step: int = 0, sharding: NamedSharding | None = None
+  ) -> Arguments:
     """Endless training batches, in the order of `order.train_indices`; to be closed.
 
     Args:
       size: B, >= 1.
       seed: of the order, in [0, 2**64).
       step: number of the first batch, >= 0.
+      sharding: of the batches; each process makes its own rows alone. None is one device.
 
     Raises:
       ValueError: at the first batch, an argument out of range.
     """
 
   @abc.abstractmethod
-  def eval_batches(self, size: int) -> Arguments:
+  def eval_batches(self, size: int, *, sharding: NamedSharding | None = None) -> Arguments:
     """Batches of one size that hold every held-out example once, the last filled up and masked."""
 
 
 class Resident(Dataset):
-  """A data set on the device; only indices travel.
+  """A data set that every device holds as a whole; only indices travel.
 
   Its splits are {'image': uint8 [N, H, W, C], 'label': int32 [N]} in numpy.
   """
@@ -105,17 +108,28 @@ class Resident(Dataset):
     batch = {name: values[index] for name, values in data.items()}
     return batch if mask is None else {**batch, 'mask': mask}
 
-  def train_batches(self, size: int, *, seed: int, step: int = 0) -> Arguments:
+  def train_batches(
+    self, size: int, *, seed: int, step: int = 0, sharding: NamedSharding | None = None
+  ) -> Arguments:
     """Yields (split, index)."""
+    mine = placing.rows(size, sharding)
     for index in order.train_indices(self.examples, size, seed=seed, step=step):
-      yield self._on_device['train'], index
+      yield self._on_devices(sharding)['train'], placing.place(index[mine], size, sharding)
 
-  def eval_batches(self, size: int) -> Arguments:
+  def eval_batches(self, size: int, *, sharding: NamedSharding | None = None) -> Arguments:
     """Yields (split, index, mask)."""
+    mine = placing.rows(size, sharding)
     for index, mask in order.eval_indices(len(self.held_out['label']), size):
-      yield self._on_device['held_out'], index, mask
+      local = placing.place((index[mine], mask[mine]), size, sharding)
+      yield self._on_devices(sharding)['held_out'], *local
+
+  def _on_devices(self, sharding: NamedSharding | None) -> dict[str, dict[str, jax.Array]]:
+    """Both splits on every device, sent once for all runs."""
+    if sharding not in self._sent:
+      splits = {'train': self.train, 'held_out': self.held_out}
+      self._sent[sharding] = placing.place_whole(splits, sharding)
+    return self._sent[sharding]
 
   @functools.cached_property
-  def _on_device(self) -> dict[str, dict[str, jax.Array]]:
-    """Both splits, sent once for all runs."""
-    return jax.tree.map(jnp.asarray, {'train': self.train, 'held_out': self.held_out})
+  def _sent(self) -> dict[NamedSharding | None, Any]:
+    return {}

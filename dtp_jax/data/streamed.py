@@ -17,8 +17,10 @@ import grain
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import NamedSharding
 from PIL import Image
 
+from dtp_jax.data import placing
 from dtp_jax.data.dataset import Arguments, Dataset
 from dtp_jax.data.images import centre_crop, random_crop
 from dtp_jax.data.order import check_range, permutation
@@ -88,7 +90,9 @@ class Streamed(Dataset):
     """The batch itself."""
     return batch
 
-  def train_batches(self, size: int, *, seed: int, step: int = 0) -> Arguments:
+  def train_batches(
+    self, size: int, *, seed: int, step: int = 0, sharding: NamedSharding | None = None
+  ) -> Arguments:
     """Yields (batch,)."""
     check_range('number of examples', len(self.train), 1, 2**31)
     check_range('batch_size', size, 1, 2**31)
@@ -98,17 +102,20 @@ class Streamed(Dataset):
     example = functools.partial(_example, crop=crop)
     images = grain.MapDataset.source(_Shuffled(self.train, seed)).seed(seed).random_map(example)
     # After the crop: its random numbers are those of the position in the endless order.
-    batches = images[step * size :].batch(size, batch_fn=_stack)
-    yield from _one_ahead(_run(batches, self.options))
+    mine = placing.rows(size, sharding)
+    local = grain.MapDataset.source(_Rows(images[step * size :], size, mine))
+    batches = _run(local.batch(len(mine), batch_fn=_stack), self.options)
+    yield from _one_ahead(batches, size, sharding)
 
-  def eval_batches(self, size: int) -> Arguments:
+  def eval_batches(self, size: int, *, sharding: NamedSharding | None = None) -> Arguments:
     """Yields (batch,)."""
     check_range('batch_size', size, 1, 2**31)
     options = self.options.check()
     crop = functools.partial(centre_crop, resize=options.resize, size=options.image_size)
     images = grain.MapDataset.source(self.held_out).map(functools.partial(_example, crop=crop))
-    batches = images.batch(size, batch_fn=functools.partial(_fill, size))
-    yield from _one_ahead(_run(batches, options))
+    mine = placing.rows(size, sharding)
+    local = grain.MapDataset.source(_Rows(_Masked(images, size), size, mine))
+    yield from _one_ahead(_run(local.batch(len(mine), batch_fn=_stack), options), size, sharding)
 
 
 class _Shuffled:
@@ -129,6 +136,36 @@ class _Shuffled:
     return self._records[int(permutation(len(self._records), self._seed, epoch)[place])]
 
 
+class _Masked:
+  """Images filled up to whole batches with black ones under mask False."""
+
+  def __init__(self, images: Records, size: int):
+    self._images, self._size = images, size
+
+  def __len__(self) -> int:
+    return -(-len(self._images) // self._size) * self._size
+
+  def __getitem__(self, index: int) -> Any:
+    if index < len(self._images):
+      return {**self._images[index], 'mask': np.bool_(True)}
+    black = jax.tree.map(np.zeros_like, self._images[0])
+    return {**black, 'mask': np.bool_(False)}
+
+
+class _Rows:
+  """Of every batch of `size` examples the given rows: what one process makes."""
+
+  def __init__(self, examples: Records, size: int, rows: np.ndarray):
+    self._examples, self._size, self._rows = examples, size, rows
+
+  def __len__(self) -> int:
+    return len(self._examples) // self._size * len(self._rows)
+
+  def __getitem__(self, index: int) -> Any:
+    batch, row = divmod(index, len(self._rows))
+    return self._examples[batch * self._size + int(self._rows[row])]
+
+
 def _run(batches: grain.MapDataset, options: Options) -> grain.DatasetIterator:
   """Starts the threads, or the processes, that work ahead."""
   reading = grain.ReadOptions(
@@ -142,12 +179,12 @@ def _run(batches: grain.MapDataset, options: Options) -> grain.DatasetIterator:
   return iter(ahead)
 
 
-def _one_ahead(batches: Any) -> Arguments:
-  """Sends each batch to the device while the one before is at work."""
+def _one_ahead(batches: Any, size: int, sharding: NamedSharding | None) -> Arguments:
+  """Sends each batch to the devices while the one before is at work."""
   with contextlib.closing(batches):
-    sent = jax.device_put(next(batches))
+    sent = placing.place(next(batches), size, sharding)
     for batch in batches:
-      following = jax.device_put(batch)
+      following = placing.place(batch, size, sharding)
       yield (sent,)
       sent = following
     yield (sent,)
@@ -170,13 +207,3 @@ def _example(
 
 def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
   return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-
-
-def _fill(size: int, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """A batch of `size`, filled up with zeros under mask False."""
-  missing = size - len(examples)
-  batch = _stack(examples) | {'mask': np.ones(len(examples), bool)}
-  return {
-    name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
-    for name, values in batch.items()
-  }

@@ -1,6 +1,5 @@
 """From a finished run of channel pruning to its slim model: saved, checked, timed."""
 
-import contextlib
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -14,10 +13,10 @@ from dtp_jax.budget.latency import interleaved
 from dtp_jax.data import Dataset, load
 from dtp_jax.data.images import normalise
 from dtp_jax.files import read_json, write_json
-from dtp_jax.graph import Graph, shrink
+from dtp_jax.graph import Graph, shrink, trace
 from dtp_jax.train import folder as run_folder
-from dtp_jax.train.checkpoint import Checkpoints
-from dtp_jax.train.recipe import Config, build, build_model
+from dtp_jax.train.recipe import Config, build_model
+from dtp_jax.trees import nested
 
 __all__ = ['FinishedRun', 'finish', 'load_run', 'save']
 
@@ -30,8 +29,8 @@ class FinishedRun(NamedTuple):
   Attributes:
     config: of the run.
     data: its data set.
-    graph: the traced dense network.
-    variables: dense, {'params', 'batch_stats'}.
+    graph: the traced network.
+    variables: {'params', 'batch_stats'} of the dense shapes, zeros where it is pruned.
     hard: masks {group: boolean (n,)}.
   """
 
@@ -62,21 +61,17 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
   config = run_folder.read_config(workdir)
   if not (workdir / 'summary.json').exists():
     raise FileNotFoundError(f'{workdir} has no summary.json: its run has not finished.')
-  data = load(config.data)
-  recipe, create = build(config, data)
-  graph = recipe.pruner.elements.graph
-  if graph is None:
+  if config.prune.granularity != 'channels':
     raise ValueError(
       f'{workdir} pruned {config.prune.granularity}: there are zeros in its pruned.npz and nothing '
       'to shrink. Slim models come from runs with --config.prune.granularity=channels.'
     )
-  with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
-    state, _ = checkpoints.restore(jax.eval_shape(create))
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  if not state.batch_stats:
-    del variables['batch_stats']
-  with np.load(workdir / 'masks.npz') as masks:
-    return FinishedRun(config, data, graph, variables, dict(masks))
+  data = load(config.data)
+  with np.load(workdir / 'pruned.npz') as pruned, np.load(workdir / 'masks.npz') as masks:
+    variables, hard = jax.tree.map(jnp.asarray, nested(pruned)), dict(masks)
+  model, images = build_model(config, data.num_classes), jnp.zeros((1, *data.image_shape))
+  graph = trace(model.apply, variables, images, train=False)
+  return FinishedRun(config, data, graph, variables, hard)
 
 
 def save(

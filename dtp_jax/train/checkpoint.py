@@ -76,11 +76,10 @@ class Checkpoints:
     args = ocp.args.Composite(**items, position=ocp.args.JsonRestore())
     found = self._manager.restore(step, args=args)
     restored = {_ITEMS[name]: found[name] for name in items}
-    # Restored arrays are tied to their device: a step that is not would compile the program twice.
-    step_array = jax.device_put(
-      jax.numpy.asarray(step, like.step.dtype), restored['rngs']['train'].sharding
-    )
-    return dataclasses.replace(like, step=step_array, **restored), found['position']
+    state = dataclasses.replace(like, step=jax.numpy.asarray(step, like.step.dtype), **restored)
+    # Orbax brings random keys back to where they were saved, which this process may not have.
+    placed = jax.tree.map(lambda leaf, wanted: jax.device_put(leaf, wanted.sharding), state, like)
+    return placed, found['position']
 
   def close(self) -> None:
     """Waits for what is being written."""

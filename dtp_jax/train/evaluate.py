@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from dtp_jax.data import Dataset
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.state import TrainState
-from dtp_jax.train.step import Recipe, eval_step, masked_params
+from dtp_jax.train.step import Recipe, eval_step, hard_masks, masked_params
 
 __all__ = ['AHEAD', 'Evaluator']
 
@@ -27,11 +28,10 @@ class Evaluator:
 
   def __init__(self, recipe: Recipe, data: Dataset, batch_size: int):
     """Compiles nothing yet."""
-    self._data, self._batch_size = data, batch_size
+    self._recipe, self._data = recipe, data
+    self._batch_size = meshes.padded(recipe.mesh, batch_size)
     self._masked = jax.jit(functools.partial(masked_params, recipe), static_argnames='stage')
     self._apply_masks = jax.jit(recipe.pruner.apply_masks)
-    self._stages, self._pruner = recipe.stages, recipe.pruner
-
     self._step = functools.partial(_eval_step, data.batch, recipe.apply, recipe.preprocess)
 
   def __call__(self, state: TrainState) -> dict[str, Any]:
@@ -42,12 +42,12 @@ class Evaluator:
       masks of the moment and gap, present minus hard (the discretisation gap); softness, kept and
       kept_per_array of the present masks.
     """
-    stage = self._stages.name(int(state.step) - 1)
+    stage = self._recipe.stages.name(int(state.step) - 1)
     found = jax.block_until_ready(self._masked(state, stage=stage))
     present = self._mean(found['params'], state.batch_stats)
     values = {**present, **{k: float(v) for k, v in found['metrics'].items()}}
     if stage == 'soft':
-      params = self._apply_masks(state.params, self._pruner.harden(state.extra))
+      params = self._apply_masks(state.params, hard_masks(self._recipe, state))
       hard = self._mean(params, state.batch_stats)
       values['accuracy_hard'] = hard['accuracy']
       values['gap'] = present['accuracy'] - hard['accuracy']
@@ -56,7 +56,8 @@ class Evaluator:
 
   def _mean(self, params, batch_stats):
     sums = []
-    for arguments in self._data.eval_batches(self._batch_size):
+    where = meshes.of_batches(self._recipe.mesh)
+    for arguments in self._data.eval_batches(self._batch_size, sharding=where):
       sums.append(self._step(params, batch_stats, *arguments))
       jax.block_until_ready(sums[-AHEAD - 1 : -AHEAD])
     total = jax.tree.map(lambda *parts: float(np.sum(np.asarray(parts, np.float64))), *sums)

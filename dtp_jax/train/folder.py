@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from dtp_jax.files import read_json, write_json
+from dtp_jax.train import hosts
 from dtp_jax.trees import flat
 
 __all__ = ['check_config', 'environment', 'open_run', 'read_config']
@@ -36,20 +37,21 @@ def open_run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> 
   folder.mkdir(parents=True, exist_ok=True)
   if (folder / 'config.json').exists():
     check_config(config, folder)
-  else:
+  elif hosts.is_first():
     write_json(folder / 'config.json', json.loads(config.to_json_best_effort()))
-  write_json(folder / 'environment.json', environment())
+  if hosts.is_first():
+    write_json(folder / 'environment.json', environment())
   return folder
 
 
 def check_config(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-  """Compares a config with that of a run folder.
+  """Compares a config with that of a run folder, but for `mesh`: a run may go on elsewhere.
 
   Raises:
     ValueError: they differ; the fields are listed.
   """
-  asked = flat(json.loads(config.to_json_best_effort()), separator='.')
-  there = flat(read_json(folder / 'config.json'), separator='.')
+  fields = json.loads(config.to_json_best_effort()), read_json(folder / 'config.json')
+  asked, there = (flat({**f, 'mesh': None}, separator='.') for f in fields)
   differing = sorted(k for k in asked | there if asked.get(k) != there.get(k))
   if differing:
     lines = [f'  {k}: {there.get(k)!r} there, {asked.get(k)!r} asked' for k in differing]

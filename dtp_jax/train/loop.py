@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 import time
@@ -17,13 +16,15 @@ from dtp_jax.files import read_json, write_json, write_npz
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import counts_of
 from dtp_jax.train import folder as run_folder
+from dtp_jax.train import hosts
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import Config, build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
-from dtp_jax.train.step import Recipe, enter_stage, train_step
+from dtp_jax.train.step import Recipe, enter_stage, hard_masks, train_step
 from dtp_jax.trees import paths
 
 __all__ = ['DivergedError', 'train_and_evaluate']
@@ -66,7 +67,7 @@ def train_and_evaluate(
   with contextlib.closing(checkpoints):
     seconds = 0.0
     if checkpoints.latest is not None:
-      state, position = checkpoints.restore(jax.eval_shape(create))
+      state, position = checkpoints.restore(_template(recipe, create))
       seconds = position['seconds']
     elif fork is not None:
       state = _fork(fork, create, stages, data)
@@ -83,14 +84,8 @@ class _Run:
 
   def __init__(self, config, workdir, recipe: Recipe, data, checkpoints, seconds: float):
     self._config, self._stages, self._checkpoints = config, recipe.stages, checkpoints
-    self._data = data
+    self._recipe, self._data = recipe, data
     self._evaluate = Evaluator(recipe, data, config.data.eval_batch_size)
-
-    def step(stage, state, *arguments):
-      return train_step(recipe, state, data.batch(*arguments), stage=stage)
-
-    self._enter = functools.partial(enter_stage, recipe)
-    self._step = jax.jit(step, static_argnums=0, donate_argnums=1)
     self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
     self._pending: list[tuple[int, Any]] = []
     self._seconds, self._began = seconds, time.monotonic()
@@ -101,6 +96,15 @@ class _Run:
     """Seconds spent on this run, earlier sessions included."""
     return self._seconds + time.monotonic() - self._began
 
+  def _compiled(self, state):
+    """The step: what it gives back lies where `state` does, or the next step would not fit it."""
+
+    def step(stage, state, *arguments):
+      return train_step(self._recipe, state, self._data.batch(*arguments), stage=stage)
+
+    where = meshes.of_state(self._recipe.mesh, state)
+    return jax.jit(step, static_argnums=0, donate_argnums=1, out_shardings=(where, None))
+
   def until_done(self, state: TrainState) -> TrainState:
     """Takes the steps that are left."""
     begin, batch = int(state.step), self._config.data.batch_size
@@ -109,15 +113,17 @@ class _Run:
       total=self._stages.total * batch,
       unit='image',
       unit_scale=True,
-      disable=None,
+      disable=None if hosts.is_first() else True,
     )
-    batches = self._data.train_batches(batch, seed=self._config.seed, step=begin)
+    take_step, where = self._compiled(state), meshes.of_batches(self._recipe.mesh)
+    batches = self._data.train_batches(batch, seed=self._config.seed, step=begin, sharding=where)
     with bar, contextlib.closing(batches):
       if self._checkpoints.latest is None:
         self._measure(state)
       for step in range(begin, self._stages.total):
         stage = self._stages.name(step)
-        state, metrics = self._step(stage, self._enter(state, step), *next(batches))
+        state = enter_stage(self._recipe, state, step)
+        state, metrics = take_step(stage, state, *next(batches))
         self._pending.append((step + 1, metrics))
         jax.block_until_ready(self._pending[-AHEAD - 1 : -AHEAD])
         bar.update(batch)
@@ -169,29 +175,40 @@ def _eval_steps(config, stages: Stages, examples: int) -> set[int]:
   return set(range(every, stages.total, every)) | {b for b in bounds if b > 0}
 
 
+def _template(recipe: Recipe, create) -> TrainState:
+  return meshes.template(recipe.mesh, jax.eval_shape(create))
+
+
 def _fork(source, create, stages: Stages, data) -> TrainState:
   """A state with weights, statistics and weight optimizer of the end of another's dense stage."""
   config = run_folder.read_config(source)
-  recipe, template = build(config, data)
+  recipe, donor_of = build(config, data)
   if recipe.stages.soft_start != stages.soft_start:
     raise ValueError(
       f'{source} has a dense stage of {recipe.stages.dense} steps; expected {stages.dense}.'
     )
   with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
-    donor, _ = checkpoints.restore(jax.eval_shape(template), stages.soft_start)
+    donor, _ = checkpoints.restore(_template(recipe, donor_of), stages.soft_start)
   state = create({'params': donor.params, 'batch_stats': donor.batch_stats})
   opt_state = {**state.opt_state, 'params': donor.opt_state['params']}
   return dataclasses.replace(state, step=donor.step, opt_state=opt_state)
 
 
 def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) -> dict[str, Any]:
-  """Writes masks.npz, pruned.npz and, last, summary.json of a finished run."""
-  path = workdir / 'summary.json'
-  if path.exists():  # rerunning a finished run changes nothing: its time is that of the first time
-    return read_json(path)
-  hard = jax.device_get(recipe.pruner.harden(state.extra))
-  params = jax.jit(functools.partial(recipe.pruner.apply_masks, state.params))(hard)
-  pruned = jax.device_get(paths({'params': params, 'batch_stats': state.batch_stats}))
+  """The summary of a finished run, which the first process writes: see `_write_summary`."""
+  hard = jax.device_get(hard_masks(recipe, state))
+  params, batch_stats = meshes.whole(recipe.mesh, (state.params, state.batch_stats))
+  params = jax.jit(recipe.pruner.apply_masks)(params, hard)
+  pruned = jax.device_get(paths({'params': params, 'batch_stats': batch_stats}))
+  # Rerunning a finished run changes nothing: its time is that of the first time.
+  if hosts.is_first() and not (workdir / 'summary.json').exists():
+    _write_summary(config, workdir, recipe, run.seconds, hard, pruned)
+  hosts.wait('summary')
+  return read_json(workdir / 'summary.json')
+
+
+def _write_summary(config, workdir, recipe: Recipe, seconds: float, hard, pruned) -> None:
+  """Writes masks.npz, pruned.npz and, last, summary.json."""
   write_npz(workdir / 'masks.npz', hard)
   write_npz(workdir / 'pruned.npz', pruned)
   records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
@@ -206,13 +223,12 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
     'accuracy': final.get('accuracy_hard', final['accuracy']),
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     **recipe.pruner.resolved.account(hard)._asdict(),
-    'parameters': int(sum(w.size for w in jax.tree.leaves(state.params))),
+    'parameters': sum(int(w.size) for k, w in pruned.items() if k.startswith('params/')),
     **_sizes(recipe.pruner.elements.graph, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
-    'seconds': round(run.seconds, 1),
+    'seconds': round(seconds, 1),
   }
-  write_json(path, summary)
-  return summary
+  write_json(workdir / 'summary.json', summary)
 
 
 def _sizes(graph: Graph | None, hard, pruned) -> dict[str, Any]:

@@ -6,16 +6,23 @@ import pathlib
 from typing import Any
 
 from dtp_jax.files import write_text
+from dtp_jax.train import hosts
 
 __all__ = ['MetricsWriter', 'read_metrics']
 
 
 class MetricsWriter:
-  """Appends to metrics.jsonl; a resumed run drops the lines past its checkpoint first."""
+  """Appends to metrics.jsonl; a resumed run drops the lines past its checkpoint first.
+
+  Of the processes of a job the first alone writes.
+  """
 
   def __init__(self, folder: str | pathlib.Path, *, resume_step: int = 0):
     """Opens `folder`/metrics.jsonl and keeps its lines up to step `resume_step`."""
     self._path = pathlib.Path(folder) / 'metrics.jsonl'
+    self._file = self._board = None
+    if not hosts.is_first():
+      return
     kept = [r for r in read_metrics(folder) if r['step'] <= resume_step]
     write_text(self._path, ''.join(json.dumps(r) + '\n' for r in kept))
     self._file = self._path.open('a')
@@ -23,6 +30,8 @@ class MetricsWriter:
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one record {'kind', 'step', **values}; non-finite numbers become null."""
+    if not self._file:
+      return
     record = {'kind': kind, 'step': step, **{k: _plain(v) for k, v in values.items()}}
     self._file.write(json.dumps(record, allow_nan=False) + '\n')
     if self._board:
@@ -32,11 +41,13 @@ class MetricsWriter:
 
   def flush(self) -> None:
     """Brings everything written to the disk."""
-    self._file.flush()
+    if self._file:
+      self._file.flush()
 
   def close(self) -> None:
     """Closes the files."""
-    self._file.close()
+    if self._file:
+      self._file.close()
     if self._board:
       self._board.close()
 

@@ -17,6 +17,7 @@ from dtp_jax.data import Dataset
 from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
@@ -44,14 +45,17 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
 
   Returns:
     The recipe and a function that creates the state at step 0, from given variables, the state dict
-    at `config.pretrained` or `config.seed`; `jax.eval_shape` of it is the template of a checkpoint.
+    at `config.pretrained` or `config.seed`, each array where it is to lie; its `jax.eval_shape` is
+    what `mesh.template` is made of.
 
   Raises:
-    ValueError: an unknown name or an option out of range.
+    ValueError: an unknown name or an option out of range, a mesh that the devices do not make up.
     ImportError: a module of `config.imports` that is not there.
   """
   for module in config.get('imports', ()):
     importlib.import_module(module)  # registers methods
+  mesh = meshes.make(config.mesh)
+  meshes.check_batch(mesh, config.data.batch_size, config.accumulate)
   model = build_model(config, data.num_classes)
   keys = jax.random.split(jax.random.key(config.seed))
   images = jnp.zeros((1, *data.image_shape), jnp.float32)
@@ -59,16 +63,19 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   stages = build_stages(config, data.examples)
   variables = jax.eval_shape(initialise, keys[0], images)
   elements = build_elements(config, model, variables, images)
+  elements = elements._replace(parts=meshes.model_parts(mesh))
   pruner = build_pruner(config, elements, stages)
   weights = build_optimizer(config, stages)
   # Adam, since its step is free of the scale of the scores.
   scores = pruner.score_optimizer or optax.adam(config.optimizer.score_learning_rate)
   optimizers = {'params': weights, 'scores': scores}
 
-  @jax.jit
   def start(keys, variables):
     variables = initialise(keys[0], images) if variables is None else variables
     return create_train_state(variables, pruner, optimizers, keys[1])
+
+  where = meshes.of_state(mesh, jax.eval_shape(start, keys, variables))
+  start = jax.jit(start, out_shardings=where)
 
   def create(variables=None):
     # Keys and weights are arguments, not constants of the program: one for all seeds.
@@ -77,14 +84,43 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     return start(keys, variables)
 
   recipe = Recipe(
-    apply=model.apply,
+    apply=_choose(
+      {name: Network(model, name, config.remat) for name in ('float32', 'bfloat16')},
+      'dtype',
+      config.dtype,
+    ),
     preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
     pruner=pruner,
     optimizers=optimizers,
     stages=stages,
+    mesh=mesh,
     label_smoothing=config.optimizer.label_smoothing,
+    accumulate=config.accumulate,
   )
   return recipe, create
+
+
+class Network(NamedTuple):
+  """`model.apply` in another arithmetic; equal for equal fields, so that jit can tell.
+
+  Attributes:
+    model: its parameters are float32.
+    dtype: that they and the images are cast to. Statistics of normalisation stay float32.
+    remat: whether the backward pass computes anew all but products and convolutions.
+  """
+
+  model: nn.Module
+  dtype: str
+  remat: bool
+
+  def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+    """The logits, and what else `model.apply` gives back under `options`."""
+    dtype = jnp.dtype(self.dtype)
+    apply = functools.partial(self.model.apply, **options)
+    if self.remat:
+      apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.dots_saveable)
+    params = jax.tree.map(lambda w: w.astype(dtype), variables['params'])
+    return apply({**variables, 'params': params}, images.astype(dtype))
 
 
 class Preprocess(NamedTuple):
@@ -178,7 +214,12 @@ def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformat
     ),
     'adamw': lambda: optax.adamw(rate, weight_decay=o.weight_decay, mask=_kernels_only),
   }
-  return _choose(builders, 'optimizer.name', o.name)()
+  tx = _choose(builders, 'optimizer.name', o.name)()
+  if o.clip_norm is None:
+    return tx
+  if not o.clip_norm > 0:
+    raise ValueError(f'optimizer.clip_norm is {o.clip_norm}; expected a norm > 0, or None.')
+  return optax.chain(optax.clip_by_global_norm(o.clip_norm), tx)
 
 
 def _cosine(rate, steps, *, warmup, at):

@@ -1,21 +1,31 @@
 """One training step and one evaluation step, pure and shared by every method and stage."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from dtp_jax import transport as ops
 from dtp_jax.methods import Pruner
 from dtp_jax.prunable import Masks
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stage, Stages
 from dtp_jax.train.state import TrainState
 
-__all__ = ['Batch', 'Recipe', 'enter_stage', 'eval_step', 'masked_params', 'train_step']
+__all__ = [
+  'Batch',
+  'Recipe',
+  'enter_stage',
+  'eval_step',
+  'hard_masks',
+  'masked_params',
+  'train_step',
+]
 
 Batch = dict[str, Array]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'mask' bool (B,) in eval
 
@@ -29,7 +39,9 @@ class Recipe(NamedTuple):
     pruner: the pruning method, on the elements of this network.
     optimizers: {'params': of the weights, 'scores': of the scores}.
     stages: stage lengths.
+    mesh: of the devices.
     label_smoothing: in [0, 1).
+    accumulate: parts that the gradient of a batch is computed in.
   """
 
   apply: Callable[..., Any]
@@ -37,7 +49,9 @@ class Recipe(NamedTuple):
   pruner: Pruner
   optimizers: Mapping[str, optax.GradientTransformation]
   stages: Stages
+  mesh: Mesh
   label_smoothing: float = 0.0
+  accumulate: int = 1
 
 
 def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
@@ -56,10 +70,13 @@ def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
   """
   stages, extra = recipe.stages, state.extra
   if step == stages.soft_start:
-    extra = jax.jit(recipe.pruner.init)(state.params)
+    where = meshes.of_state(recipe.mesh, extra)
+    extra = jax.jit(recipe.pruner.init, out_shardings=where)(state.params)
   if step == stages.hard_start:
-    extra = {**extra, 'transport': _frozen(extra['transport'], recipe.pruner.harden(extra))}
-  return dataclasses.replace(state, scores=extra['scores'], transport=extra['transport'])
+    where = meshes.of_state(recipe.mesh, extra['transport'])
+    frozen = jax.jit(_frozen, out_shardings=where)(extra['transport'], hard_masks(recipe, state))
+    extra = {**extra, 'transport': frozen}
+  return replace(state, scores=extra['scores'], transport=extra['transport'])
 
 
 def train_step(
@@ -85,33 +102,21 @@ def train_step(
   learned = ('params', 'scores') if stage == 'soft' else ('params',)
   trained = {name: getattr(state, name) for name in learned}
 
-  def loss_fn(trained):
-    now = dataclasses.replace(state, **trained)
-    params, masks, transport = _pruned(recipe, now, state.step, stage)
-    logits, updated = recipe.apply(
-      _collections(params, state.batch_stats),
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key_model},
-    )
-    loss = jnp.mean(_cross_entropy(logits, batch['label'], recipe.label_smoothing))
-    return loss, (logits, masks, transport, updated.get('batch_stats', {}))
+  def pruned(trained):
+    params, masks, transport = _pruned(recipe, replace(state, **trained), state.step, stage)
+    return params, (masks, transport)
 
-  (loss, (logits, masks, transport, batch_stats)), grads = jax.value_and_grad(
-    loss_fn, has_aux=True
-  )(trained)
+  # One plan a step, however many parts its batch has: they share the pruned parameters.
+  params, pull_back, (masks, transport) = jax.vjp(pruned, trained, has_aux=True)
+  batch = {'image': images, 'label': batch['label']}
+  grads, batch_stats, metrics = _gradient(recipe, params, state.batch_stats, batch, key_model)
+  (grads,) = pull_back(grads)
   opt_state = dict(state.opt_state)
   for name in learned:
     tx = recipe.optimizers[name]
     updates, opt_state[name] = tx.update(grads[name], opt_state[name], trained[name])
     trained[name] = optax.apply_updates(trained[name], updates)
-  metrics = {
-    'loss': loss,
-    'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label']),
-    **_mask_metrics(masks),
-  }
-  state = dataclasses.replace(
+  state = replace(
     state,
     step=state.step + 1,
     batch_stats=batch_stats,
@@ -119,7 +124,7 @@ def train_step(
     opt_state=opt_state,
     **trained,
   )
-  return state, metrics
+  return state, metrics | _mask_metrics(masks)
 
 
 def masked_params(recipe: Recipe, state: TrainState, *, stage: Stage) -> dict[str, Any]:
@@ -171,10 +176,55 @@ def eval_step(
   }
 
 
-@jax.jit
+def hard_masks(recipe: Recipe, state: TrainState) -> Masks:
+  """The hard masks of the present ranking, on every device.
+
+  Every process ranks all elements by the same numbers, so that all of them keep the same.
+  """
+  return recipe.pruner.harden(meshes.whole(recipe.mesh, state.extra))
+
+
 def _frozen(transport, hard):
   """The hard masks as log-odds of +1 and -1."""
   return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
+
+
+def _gradient(recipe: Recipe, params, batch_stats, batch: Batch, key: Array):
+  """(gradient of the mean loss, the next batch_stats, metrics) at pruned parameters."""
+
+  def loss_fn(params, batch_stats, batch, key):
+    logits, updated = recipe.apply(
+      _collections(params, batch_stats),
+      batch['image'],
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    loss = jnp.mean(_cross_entropy(logits, batch['label'], recipe.label_smoothing))
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch['label'])
+    return loss, (updated.get('batch_stats', {}), {'loss': loss, 'accuracy': accuracy})
+
+  gradient = jax.grad(loss_fn, has_aux=True)
+  parts = recipe.accumulate
+  if parts == 1:
+    grads, (batch_stats, metrics) = gradient(params, batch_stats, batch, key)
+    return grads, batch_stats, metrics
+
+  def deal(x):
+    # Row i goes to part i mod parts: each part has rows of every device.
+    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+
+  def add(carry, part):
+    batch_stats, total = carry
+    i, batch = part
+    grads, (batch_stats, metrics) = gradient(params, batch_stats, batch, jax.random.fold_in(key, i))
+    return (batch_stats, jax.tree.map(jnp.add, total, (grads, metrics))), None
+
+  nothing = jax.tree.map(jnp.zeros_like, params), {'loss': jnp.zeros(()), 'accuracy': jnp.zeros(())}
+  dealt = jnp.arange(parts), jax.tree.map(deal, batch)
+  (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, nothing), dealt)
+  grads, metrics = jax.tree.map(lambda x: x / parts, total)
+  return grads, batch_stats, metrics
 
 
 def _pruned(recipe: Recipe, state: TrainState, step, stage: Stage):

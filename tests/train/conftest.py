@@ -16,6 +16,7 @@ def tiny_config():
   config.eval_every = 0.048
   config.log_every = 2
   config.baselines = ('dense', 'magnitude')
+  config.mesh.data = 1  # the devices of the session are tried in mesh_test
   return config
 
 

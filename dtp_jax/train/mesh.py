@@ -1,0 +1,116 @@
+"""The mesh of devices: the one file that names its axes.
+
+Batches are split along the axis `data`. Along `model` every array with at least two axes, and so a
+kernel with its scores, log-odds and moments, is split by one rule (`dtp_jax.parts`); what is
+smaller lies on every device. XLA finds the communication from these placements (Auto axis types).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dtp_jax.parts import split_axis
+
+__all__ = [
+  'check_batch',
+  'make',
+  'model_parts',
+  'of_batches',
+  'of_state',
+  'padded',
+  'template',
+  'whole',
+]
+
+_DATA, _MODEL = 'data', 'model'
+
+
+def make(sizes: Mapping[str, int]) -> Mesh:
+  """The mesh that `config.mesh` asks for, on the devices of all processes.
+
+  Args:
+    sizes: {'data': ..., 'model': ...}, devices along each axis; one may be -1, all that the other
+      leaves. In a single process the mesh may be smaller than the machine.
+
+  Returns:
+    A mesh of Auto axes.
+
+  Raises:
+    ValueError: sizes that the devices cannot make up.
+  """
+  there, asked = jax.device_count(), {name: sizes[name] for name in (_DATA, _MODEL)}
+  fixed = math.prod(size for size in asked.values() if size != -1)
+  shape = tuple(there // max(1, fixed) if size == -1 else size for size in asked.values())
+  used = math.prod(shape)
+  whole = -1 in asked.values() or jax.process_count() > 1
+  if min(shape) < 1 or used > there or (whole and used != there):
+    raise ValueError(
+      f'mesh is {asked} on {there} devices of {jax.process_count()} processes; expected sizes >= 1 '
+      'whose product is the number of devices (in a single process it may be less), one of them -1 '
+      'for the rest.'
+    )
+  kinds = (AxisType.Auto,) * len(shape)
+  return jax.make_mesh(shape, tuple(asked), axis_types=kinds, devices=jax.devices()[:used])
+
+
+def model_parts(mesh: Mesh) -> int:
+  """Over how many devices a kernel is split."""
+  return mesh.shape[_MODEL]
+
+
+def check_batch(mesh: Mesh, size: int, accumulate: int = 1) -> None:
+  """Refuses a training batch that cannot be split.
+
+  Raises:
+    ValueError: `size` is not a multiple of the devices along `data` times `accumulate`.
+  """
+  shares = mesh.shape[_DATA]
+  if accumulate < 1 or size % (shares * accumulate):
+    raise ValueError(
+      f'data.batch_size is {size}, on {shares} devices along mesh.{_DATA} with accumulate = '
+      f'{accumulate}; expected a multiple of {shares * max(1, accumulate)} and accumulate >= 1.'
+    )
+
+
+def padded(mesh: Mesh, size: int) -> int:
+  """The size of an evaluation batch, rounded up to one that can be split."""
+  shares = mesh.shape[_DATA]
+  return -(-size // shares) * shares
+
+
+def of_batches(mesh: Mesh) -> NamedSharding:
+  """Where batches lie: their first axis is split, whatever follows it."""
+  return NamedSharding(mesh, PartitionSpec(_DATA))
+
+
+def of_state(mesh: Mesh, state: Any) -> Any:
+  """Where the arrays of a state lie, a tree like it of shardings.
+
+  Args:
+    mesh: of the run.
+    state: any tree, concrete or abstract.
+  """
+
+  def place(leaf: Any) -> NamedSharding:
+    axis = split_axis(leaf.shape, model_parts(mesh)) if len(leaf.shape) >= 2 else None
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, _MODEL)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree.map(place, state)
+
+
+def template(mesh: Mesh, state: Any) -> Any:
+  """An abstract state with its place: what a checkpoint is restored into, wherever it was saved."""
+
+  def describe(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(describe, state, of_state(mesh, state))
+
+
+def whole(mesh: Mesh, tree: Any) -> Any:
+  """A copy of arrays on every device, so that every process can read all of them."""
+  return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
