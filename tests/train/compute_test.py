@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as jex
 
 from configs import mnist_mini
 from dtp_jax.data import Resident, load
@@ -68,7 +69,7 @@ def _loops(jaxpr, inside=()):
     name = equation.primitive.name
     if name in ('while', 'scan'):
       yield '/'.join((*inside, name))
-    for sub in jax.core.jaxprs_in_params(equation.params):
+    for sub in jex.jaxprs_in_params(equation.params):
       yield from _loops(sub, (*inside, name) if name == 'scan' else inside)
 
 
@@ -175,6 +176,6 @@ def test_a_norm_that_stops_everything_is_refused(norm):
 def small_resnet():
   config = mnist_mini.get_config('runlocal')
   config.model.width = 4
-  config.prune.update({'keep': 0.4, 'multiple_of': 1})
+  config.prune.update({'keep': 0.4, 'multiple_of': '1'})
   config.mesh.data = 1
   return config

@@ -4,7 +4,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import first_table
+from configs import first_table, grid
 from dtp_jax.files import read_json
 from dtp_jax.train import loop, runner, sweep
 from dtp_jax.train.metrics import read_metrics
@@ -195,6 +195,6 @@ def test_processes_must_be_positive(tmp_path):
 
 def test_the_first_table_has_the_cells_it_says():
   names = [name for name, _ in first_table.get_sweep()]
-  assert len(names) == 2 * 3 * (10 + 10)
+  assert len(names) == 2 * 3 * (len(grid.weights_rows()) + len(grid.channels_rows()))
   assert len(list(first_table.get_sweep('crossed'))) == len(names)
   assert 'fashion_mnist/resnet8/channels/0.15/l1_uniform' in names
