@@ -69,7 +69,7 @@ def annealed(
   scores: Array, state: Array, rho: Array, least: Array, ceiling: Array, column: Column
 ) -> tuple[Array, Array]:
   """The mask and its log-odds; kappa is the smallest >= least whose softness is <= ceiling."""
-  bottom, top = finite_range(scores)
+  bottom, top = finite_range(lax.stop_gradient(scores))
   gap = 10 * (top - bottom) + 1  # infinite scores come so much later than the last finite one
   bottom, top = bottom - gap, top + gap
   scores = jnp.clip(scores, bottom, top)  # a clip, not a select: NaN stays NaN
@@ -113,7 +113,7 @@ def _solve(
     d = m * (1 - m)
     bend = d * (1 - 2 * m)
     odds = jnp.maximum(share * (1 - share), tiny**0.5)
-    over_dual, over_gain = rate(few, m, d) / odds, rate(few, m, d * z) / odds
+    by_dual, by_gain = rate(few, m, d), rate(few, m, d * z)
     total = jnp.mean(d, axis=-1, keepdims=True) + tiny
     softer_dual = jnp.mean(bend, axis=-1, keepdims=True) / total
     softer_gain = jnp.mean(bend * z, axis=-1, keepdims=True) / total
@@ -121,14 +121,15 @@ def _solve(
     # At the present gain: the shift that meets the budget, and the softness there.
     below = jnp.where(over > 0, now.below, 0.0)
     above = jnp.where(over > 0, 0.0, now.above)
-    newton = -over / over_dual
+    newton = -over * odds / by_dual
     pays = (newton >= below) & (newton <= above) & (2 * jnp.abs(newton) <= now.last)
     shift = jnp.where(pays, newton, 0.5 * (below + above))
     narrow = above - below
     near = pays & (jnp.abs(shift) < _NEAR) | (narrow < 0.1)
     softer = softer + softer_dual * shift
     # Along the budget: the gain that meets the ceiling, never below `least`.
-    pull = jnp.where(over_dual > 0, over_gain / over_dual, 0.0)
+    some = by_dual > tiny
+    pull = jnp.where(some, by_gain / jnp.where(some, by_dual, 1.0), 0.0)
     slope = softer_gain - softer_dual * pull
     known = near & (jnp.abs(shift) < _CLOSE) & (jnp.abs(softer) > tolerance[1])
     soft = jnp.where(known & (softer > 0), plan.log_gain, now.soft)
@@ -160,9 +161,9 @@ def _solve(
     )
 
   plan = _guess(sample, state[..., ::thin], rho, least)
-  widest = jnp.maximum(jnp.abs(top - plan.centre), jnp.abs(plan.centre - bottom))
-  most = jnp.maximum(least, jnp.log(MAX_LOG_ODDS / jnp.maximum(widest, tiny)))
-  plan = plan._replace(log_gain=jnp.clip(plan.log_gain, least, most))
+  most = jnp.maximum(least, jnp.log(MAX_LOG_ODDS / jnp.maximum(top - bottom, tiny)))
+  centre = jnp.clip(plan.centre, bottom, top)
+  plan = plan._replace(log_gain=jnp.clip(plan.log_gain, least, most), centre=centre)
   infinite = jnp.full_like(least, jnp.inf)
   search = _Search(
     jnp.zeros((), jnp.int32),

@@ -192,7 +192,7 @@ def finite_range(scores: Array) -> tuple[Array, Array]:
 
 def _increments(scores: Array, epsilon: Array, column: Column) -> Array:
   """2 (s - <a, s>) / eps: centred, so that no step depends on a constant added to all scores."""
-  bottom, top = finite_range(scores)
+  bottom, top = finite_range(lax.stop_gradient(scores))
   gap = _INFINITY_GAP * epsilon
   s = jnp.clip(scores, bottom - gap, top + gap)
   return 2 * (s - column.mean(s)) / epsilon

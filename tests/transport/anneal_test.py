@@ -159,3 +159,12 @@ def test_wrong_arguments_are_named(changed, match):
   arguments = {'scores': np.zeros(5), 'state': np.zeros(5), 'keep': 0.5, 'ceiling': 0.5, **changed}
   with pytest.raises(ValueError, match=match):
     functools.partial(transport.anneal, **arguments)()
+
+
+def test_a_threshold_far_from_all_scores_on_the_way_is_no_nan():
+  """The search begins at a gain that leaves it between elements, where every slope underflows."""
+  scores = np.float32([[-3.5033798, -2.3821616, 0.46103173, -1.9512203]])
+  state = np.float32([[-31.883707, -0.69614244, 77.47918, 0.69614244]])
+  mask, _ = _anneal(scores, state, 0.5, 0.41666666)
+  np.testing.assert_allclose(np.mean(mask), 0.5, rtol=1e-5)
+  np.testing.assert_allclose(_softness(mask), 0.41666666, rtol=5e-3)
