@@ -4,9 +4,8 @@
 sees flat arrays and asks for soft and hard masks at a kept fraction; it never asks of what.
 """
 
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -74,12 +73,10 @@ class CountProblem(NamedTuple):
     """{name: array of its score shape}."""
     if self.rows:
       return {self.names[0]: flat}
-    rows, arrays, start = flat.reshape(self.parts, -1), {}, 0
-    for name, shape in zip(self.names, self.shapes, strict=True):
-      stop = start + math.prod(shape) // self.parts
-      arrays[name] = from_parts(rows[:, start:stop], shape)
-      start = stop
-    return arrays
+    sizes = [math.prod(shape) // self.parts for shape in self.shapes]
+    pieces = _pieces(flat.reshape(self.parts, -1), sizes)
+    named = zip(self.names, self.shapes, pieces, strict=True)
+    return {name: from_parts(piece, shape) for name, shape, piece in named}
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
     """Exactly k of each problem; with `keep`, round(keep n), never fewer than k."""
@@ -100,6 +97,10 @@ class CountProblem(NamedTuple):
   ) -> tuple[Array, Array]:
     """`transport.proximal_step`."""
     return transport.proximal_step(scores, state, keep=keep, **options)
+
+  def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
+    """`transport.anneal`."""
+    return transport.anneal(scores, state, keep=keep, ceiling=ceiling)
 
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no element apart: 4 rho (1 - rho)."""
@@ -149,11 +150,7 @@ class CostProblem:
 
   def scatter(self, flat: Array) -> dict[str, Array]:
     """{group: (channels,)}."""
-    stops = itertools.accumulate(self.sizes.values())
-    return {
-      name: flat[stop - size : stop]
-      for (name, size), stop in zip(self.sizes.items(), stops, strict=True)
-    }
+    return dict(zip(self.sizes, _pieces(flat, tuple(self.sizes.values())), strict=True))
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
     """The rounding of `round_to_budget`: on the host, and traced in integers under jit."""
@@ -181,6 +178,10 @@ class CostProblem:
     """`transport.proximal_step` under the cost."""
     share, degree = self._share, max(1, self.cost.degree)
     return transport.proximal_step(scores, state, keep=keep, cost=share, degree=degree, **options)
+
+  def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
+    """`transport.anneal` under the cost."""
+    return transport.anneal(scores, state, keep=keep, ceiling=ceiling, cost=self._share)
 
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no channel apart: 4 q (1 - q).
@@ -212,3 +213,11 @@ class CostProblem:
 
 
 Problem: TypeAlias = CountProblem | CostProblem  # what a method is written for
+
+
+def _pieces(rows: Any, sizes: Sequence[int]) -> Any:
+  """The pieces of so many columns each, of an array split along its last axis."""
+  if isinstance(rows, np.ndarray):
+    return np.split(rows, np.cumsum(sizes)[:-1], axis=-1)
+  # Not slices: the transpose of those is a sum of as many arrays of the whole size.
+  return lax.split(rows, sizes, axis=rows.ndim - 1)

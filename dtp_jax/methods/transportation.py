@@ -19,9 +19,6 @@ from dtp_jax.prunable import Prunable
 
 __all__ = ['evidential', 'proximal', 'transportation']
 
-# A plan is a matter of the ranking and of the softness asked for: at this epsilon it is at rest by
-# itself, and the gain that meets the softness does the rest.
-_AT_REST = 1e2
 # The gain is also the factor of the derivative that is kept: with the softness forced to 0, a last
 # fractional element would make it unbounded, and the weights diverge.
 _LEFT_AT_LEAST = 0.01
@@ -114,13 +111,10 @@ def evidential(
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     evidence, prices = lax.stop_gradient(now.scores), problem.prices(now.state)
     left = jnp.maximum(_LEFT_AT_LEAST, 1 - (now.step + 1) / hard_at)
-    mask, log_odds = problem.proximal(
+    mask, log_odds = problem.anneal(
       log_importance(now.magnitudes, evidence, prices, share=share),
       now.state,
       keep=now.keep,
-      epsilon=_AT_REST,
-      memory=0.0,
-      projection='exact',
       ceiling=problem.rest_softness(now.keep) * left,
     )
     return probed(mask, now.scores), log_odds

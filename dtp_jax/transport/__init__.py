@@ -2,6 +2,7 @@
 
 from dtp_jax.transport.hard import hard_topk as hard_topk
 from dtp_jax.transport.ops import Projection as Projection
+from dtp_jax.transport.ops import anneal as anneal
 from dtp_jax.transport.ops import deadline_gain as deadline_gain
 from dtp_jax.transport.ops import init as init
 from dtp_jax.transport.ops import project as project

@@ -20,6 +20,7 @@ __all__ = ['Column', 'Linear', 'Priced', 'Share', 'logit']
 
 Share = Callable[[Array], Array]  # mask (n,) -> F(m) / F(1), a scalar, increasing in every entry
 
+_SAMPLE = 2**17
 _REACH = 40.0  # sigmoid(+-40) is 1 and nothing, in float64 too
 
 
@@ -48,6 +49,14 @@ class Column(Protocol):
 
   def reach(self, rho: Array) -> tuple[Array, Array]:
     """Log-odds u, v such that F <= rho where all z <= u and F >= rho where all z >= v."""
+    ...
+
+  def thinning(self, n: int) -> int:
+    """The stride at which elements are enough to tell the slopes of F, of n elements."""
+    ...
+
+  def thinned(self, stride: int) -> 'Column':
+    """The column sum of every stride-th element."""
     ...
 
 
@@ -90,6 +99,17 @@ class Linear:
   def reach(self, rho: Array) -> tuple[Array, Array]:
     """Where every element has the log-odds of rho itself."""
     return logit(rho), logit(rho)
+
+  def thinning(self, n: int) -> int:
+    """Some 10^5 elements; odd, so as not to meet one column of a matrix again and again."""
+    return max(1, n // _SAMPLE) | 1
+
+  def thinned(self, stride: int) -> 'Linear':
+    """Their masses, which sum to 1 again."""
+    if self.masses.shape[-1] == 1:
+      return Linear(self.masses * stride)
+    a = self.masses[..., ::stride]
+    return Linear(a / jnp.sum(a, axis=-1, keepdims=True))
 
 
 @jax.tree_util.register_dataclass
@@ -137,6 +157,16 @@ class Priced:
   def reach(self, rho: Array) -> tuple[Array, Array]:
     """Where the mask is nothing and everything, which bounds a rho that no mask attains too."""
     return jnp.full_like(rho, -_REACH), jnp.full_like(rho, _REACH)
+
+  def thinning(self, n: int) -> int:
+    """1: a cost takes the whole mask."""
+    del n
+    return 1
+
+  def thinned(self, stride: int) -> 'Priced':
+    """Itself."""
+    del stride
+    return self
 
   def _share(self, mask: Array) -> Array:
     value = jnp.asarray(self.cost(mask), mask.dtype)

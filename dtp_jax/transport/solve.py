@@ -13,10 +13,20 @@ from jax import Array, lax
 
 from dtp_jax.transport.columns import Column, logit
 
-__all__ = ['deadline_gain', 'project', 'proximal_step', 'sinkhorn_step', 'soft_topk']
+__all__ = [
+  'MAX_LOG_ODDS',
+  'deadline_gain',
+  'finite_range',
+  'mask_of',
+  'project',
+  'proximal_step',
+  'rate',
+  'sinkhorn_step',
+  'soft_topk',
+]
 
 _INFINITY_GAP = 100.0  # an infinite score lies this many eps beyond the last finite one
-_MAX_LOG_ODDS = 2.0**24  # where gains stop: float32 no longer separates larger log-odds
+MAX_LOG_ODDS = 2.0**24  # where gains stop: float32 no longer separates larger log-odds
 _SOFTNESS_TOLERANCE = 1e-3  # relative, of the ceiling that deadline_gain meets
 
 _Carry = tuple[Array, Array, Array, Array, Array, Array]  # iteration, x, lo, hi, last step, done
@@ -25,7 +35,7 @@ _Carry = tuple[Array, Array, Array, Array, Array, Array]  # iteration, x, lo, hi
 @jax.jit
 def soft_topk(scores: Array, rho: Array, epsilon: Array, column: Column) -> Array:
   """The entropic plan of the scores."""
-  return _mask(project(_increments(scores, epsilon, column), rho, column), rho)
+  return mask_of(project(_increments(scores, epsilon, column), rho, column), rho)
 
 
 @jax.jit
@@ -59,7 +69,7 @@ def proximal_step(
     # Projected here and below: float32 resolves the dual only near the threshold.
     z = project(deadline_gain(z, rho, ceiling, column) * z, rho, column)
   z = (project if exact else sinkhorn_step)(z, rho, column)
-  return _mask(z, rho), lax.stop_gradient(z)
+  return mask_of(z, rho), lax.stop_gradient(z)
 
 
 @jax.jit
@@ -75,13 +85,13 @@ def deadline_gain(z: Array, rho: Array, ceiling: Array, column: Column) -> Array
     m = jax.nn.sigmoid(project(gain * z, rho, column))
     d = m * (1 - m)
     s = jnp.mean(4 * d, axis=-1, keepdims=True)
-    pull = _rate(column, m, d * z) / _rate(column, m, d)
+    pull = rate(column, m, d * z) / rate(column, m, d)
     slope = gain * jnp.mean(4 * d * (1 - 2 * m) * (z - pull), axis=-1, keepdims=True) / s
     return target - jnp.log(s), -slope
 
   largest = jnp.max(jnp.abs(z), axis=-1, keepdims=True)
   zero = jnp.zeros_like(largest)
-  hi = jnp.log(_MAX_LOG_ODDS / jnp.clip(largest, 1.0, _MAX_LOG_ODDS))
+  hi = jnp.log(MAX_LOG_ODDS / jnp.clip(largest, 1.0, MAX_LOG_ODDS))
   log_gain = _root(excess, zero, zero, hi, residual=_SOFTNESS_TOLERANCE, iterations=48)
   soft_enough = jnp.mean(4 * jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), axis=-1, keepdims=True)
   return jnp.where(soft_enough <= ceiling, 1.0, jnp.exp(log_gain)).astype(z.dtype)
@@ -121,7 +131,7 @@ def _dual_rule(
   m = jax.nn.sigmoid(z + nu)
   d = m * (1 - m)
   _, spent = jax.jvp(_share, (column, m), (dcolumn, d * dz))
-  curvature = _rate(column, m, d)
+  curvature = rate(column, m, d)
   hard = curvature <= jnp.finfo(z.dtype).tiny
   return nu, jnp.where(hard, 0.0, (drho - spent) / jnp.where(hard, 1.0, curvature))
 
@@ -167,24 +177,28 @@ def _share(column: Column, mask: Array) -> Array:
   return column.share(mask)
 
 
-def _rate(column: Column, mask: Array, tangent: Array) -> Array:
+def rate(column: Column, mask: Array, tangent: Array) -> Array:
   """<dF/dm, tangent>: the change of the column sum along a change of the mask."""
   return jax.jvp(column.share, (mask,), (tangent,))[1]
 
 
-def _increments(scores: Array, epsilon: Array, column: Column) -> Array:
-  """2 (s - <a, s>) / eps: centred, so that no step depends on a constant added to all scores."""
+def finite_range(scores: Array) -> tuple[Array, Array]:
+  """The smallest and the largest of the finite scores; 0 where there is none."""
   finite = ~jnp.isinf(scores)
-  some = jnp.any(finite, axis=-1, keepdims=True)
   top = jnp.max(scores, axis=-1, keepdims=True, where=finite, initial=-jnp.inf)
   bottom = jnp.min(scores, axis=-1, keepdims=True, where=finite, initial=jnp.inf)
-  top, bottom = jnp.where(some, top, 0.0), jnp.where(some, bottom, 0.0)
+  return jnp.where(jnp.isinf(bottom), 0.0, bottom), jnp.where(jnp.isinf(top), 0.0, top)
+
+
+def _increments(scores: Array, epsilon: Array, column: Column) -> Array:
+  """2 (s - <a, s>) / eps: centred, so that no step depends on a constant added to all scores."""
+  bottom, top = finite_range(scores)
   gap = _INFINITY_GAP * epsilon
-  s = jnp.where(finite, scores, jnp.where(scores > 0, top + gap, bottom - gap))
+  s = jnp.clip(scores, bottom - gap, top + gap)
   return 2 * (s - column.mean(s)) / epsilon
 
 
-def _mask(z: Array, rho: Array) -> Array:
+def mask_of(z: Array, rho: Array) -> Array:
   """Sigmoid(z), exactly 0 or 1 where the budget is nothing or everything."""
   # A clip, not a select: NaN stays NaN.
   return jnp.clip(jax.nn.sigmoid(z), (rho >= 1).astype(z.dtype), (rho > 0).astype(z.dtype))
