@@ -4,9 +4,8 @@
 sees flat arrays and asks for soft and hard masks at a kept fraction; it never asks of what.
 """
 
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -74,11 +73,10 @@ class CountProblem(NamedTuple):
     """{name: array of its score shape}."""
     if self.rows:
       return {self.names[0]: flat}
-    # Not slices: the transpose of those is a sum of as many arrays of the whole size.
     sizes = [math.prod(shape) // self.parts for shape in self.shapes]
-    pieces = lax.split(jnp.asarray(flat).reshape(self.parts, -1), sizes, axis=1)
-    named = zip(self.names, pieces, self.shapes, strict=True)
-    return {name: from_parts(piece, shape) for name, piece, shape in named}
+    pieces = _pieces(flat.reshape(self.parts, -1), sizes)
+    named = zip(self.names, self.shapes, pieces, strict=True)
+    return {name: from_parts(piece, shape) for name, shape, piece in named}
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
     """Exactly k of each problem; with `keep`, round(keep n), never fewer than k."""
@@ -158,11 +156,7 @@ class CostProblem:
 
   def scatter(self, flat: Array) -> dict[str, Array]:
     """{group: (channels,)}."""
-    stops = itertools.accumulate(self.sizes.values())
-    return {
-      name: flat[stop - size : stop]
-      for (name, size), stop in zip(self.sizes.items(), stops, strict=True)
-    }
+    return dict(zip(self.sizes, _pieces(flat, tuple(self.sizes.values())), strict=True))
 
   def hard(self, ranking: Array, keep: Any = None) -> Array:
     """The rounding of `round_to_budget`: on the host, and traced in integers under jit."""
@@ -225,3 +219,11 @@ class CostProblem:
 
 
 Problem: TypeAlias = CountProblem | CostProblem  # what a method is written for
+
+
+def _pieces(rows: Any, sizes: Sequence[int]) -> Any:
+  """The pieces of so many columns each, of an array split along its last axis."""
+  if isinstance(rows, np.ndarray):
+    return np.split(rows, np.cumsum(sizes)[:-1], axis=-1)
+  # Not slices: the transpose of those is a sum of as many arrays of the whole size.
+  return lax.split(rows, sizes, axis=rows.ndim - 1)

@@ -4,6 +4,7 @@ A sharding says both: the rows that its devices in this process hold are those i
 one everything goes to the default device.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,20 +14,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 __all__ = ['place', 'place_whole', 'rows']
 
 
-def rows(size: int, sharding: NamedSharding | None) -> np.ndarray:
-  """The rows of every batch that this process feeds, in rising order.
+def rows(
+  size: int, sharding: NamedSharding | None, devices: Iterable[jax.Device] | None = None
+) -> np.ndarray:
+  """The rows of every batch that some devices hold, in rising order.
 
   Args:
     size: of a batch.
     sharding: of its first axis; None is one device.
+    devices: of the sharding; default: those of this process, which feeds these rows.
 
   Returns:
-    int64 (m,). Of the processes along a split axis, each row belongs to one.
+    int64 (m,). Along a split axis every row belongs to one device.
   """
   if sharding is None:
     return np.arange(size)
-  slices = sharding.addressable_devices_indices_map((size,)).values()
-  return np.unique(np.concatenate([np.arange(size)[s] for s in slices]))
+  held = sharding.devices_indices_map((size,))
+  devices = sharding.addressable_devices if devices is None else devices
+  return np.unique(np.concatenate([np.arange(size)[held[device]] for device in devices]))
 
 
 def place(batch: Any, size: int, sharding: NamedSharding | None) -> Any:
