@@ -133,7 +133,7 @@ def _polynomial(cost: Polynomial, sizes: Mapping[str, int], counts: Array) -> Ar
   return _carried(jnp.sum(values, axis=0, dtype=jnp.uint32))
 
 
-def _length(cost: Cost) -> int:
+def _length(cost: Cost | Polynomial) -> int:
   return max(1, -(-cost.total.bit_length() // _BITS))
 
 

@@ -41,7 +41,7 @@ def phases(config: str, workdir: str, cache: str) -> None:
   from dtp_jax.train import loop, runner
   from experiments import train
 
-  spent: collections.Counter[str] = collections.Counter()
+  spent: dict[str, float] = collections.defaultdict(float)
   spent['import'] = time.perf_counter() - begin
   running: list[str] = []
 
@@ -61,7 +61,7 @@ def phases(config: str, workdir: str, cache: str) -> None:
     if event.startswith('/jax/core/compile/') and not running:
       spent['compile'] += seconds
 
-  jax.monitoring.register_event_duration_secs_listener(compiled)
+  jax.monitoring.register_event_duration_secs_listener(compiled)  # pyright: ignore
   runner.load = timed('data', runner.load)
   loop.build = timed('build', loop.build)
   train.slim.finish = timed('export', train.slim.finish)

@@ -129,20 +129,20 @@ class Ranked(NamedTuple):
   """
 
   cost: Cost
-  ranking: dict[str, np.ndarray]
+  ranking: dict[str, Any]
   widths: Choice
 
   @classmethod
   def of(cls, graph: Graph, budget: Budget) -> 'Ranked':
     """Drawn importance per price, prices at half width."""
     sizes = graph.sizes
-    cost = graph.macs if isinstance(budget.of, str) else budget.of.cost(sizes)
+    cost: Any = graph.macs if isinstance(budget.of, str) else budget.of.cost(sizes)
     problem = CostProblem(sizes, cost, cost.total, min_keep=1, multiple_of=1)
     drawn = [np.random.default_rng(zlib.crc32(g.encode())).normal(size=n) for g, n in sizes.items()]
     evidence = jnp.asarray(np.exp(2 * np.concatenate(drawn)), jnp.float32)
     prices = problem.prices(jnp.zeros(len(evidence)))
     ranking = log_importance(jnp.ones_like(evidence), evidence, prices, share=1.0)
-    return cls(cost, problem.scatter(np.asarray(ranking)), choice(budget, sizes))
+    return cls(cost, problem.scatter(ranking), choice(budget, sizes))
 
   def at(self, limit: int) -> dict[str, np.ndarray]:
     """The hard masks of a limit."""
@@ -155,7 +155,8 @@ def masks(
   """The hard masks of every way and share."""
   graph = case.graph
   found: dict[tuple[str, float], dict[str, np.ndarray]] = {}
-  for way, multiple in (('free', 1), ('multiple_of=8', 8), ('auto', 'auto')):
+  ways: tuple[tuple[str, Any], ...] = (('free', 1), ('multiple_of=8', 8), ('auto', 'auto'))
+  for way, multiple in ways:
     ranked = Ranked.of(graph, Budget(1.0, of='macs', multiple_of=multiple))
     for keep in keeps:
       try:

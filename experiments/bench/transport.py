@@ -43,7 +43,7 @@ def measure(
 ) -> list[dict[str, Any]]:
   """The rows of one size."""
   rng = np.random.default_rng(0)
-  scores = [np.log(np.abs(rng.normal(size=n)) + 1e-6).astype(np.float32)]
+  scores: list[Any] = [np.log(np.abs(rng.normal(size=n)) + 1e-6).astype(np.float32)]
   for _ in range(_DRIFTS - 1):
     scores.append(scores[-1] + np.float32(0.01) * rng.normal(size=n).astype(np.float32))
   scores = [jnp.asarray(s) for s in scores]

@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
   """Runs what is left of the plan."""
   del argv
-  cache, out, plan = (pathlib.Path(FLAGS[name].value) for name in ('cache', 'out', 'plan'))
+  cache, out, plan = (pathlib.Path(str(FLAGS[name].value)) for name in ('cache', 'out', 'plan'))
   jax.config.update('jax_compilation_cache_dir', os.fspath(cache / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   commit = subprocess.run(

@@ -48,7 +48,7 @@ _MODELS = {
 
 def main() -> None:
   """Writes the folder."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('csv', type=pathlib.Path)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--command', default='', help='The command that made the CSV.')

@@ -35,7 +35,7 @@ _BATCHES = 20
 def main(argv: list[str]) -> None:
   """One line for each row, budget and seed."""
   del argv
-  cache = pathlib.Path(FLAGS['cache'].value)
+  cache = pathlib.Path(FLAGS.cache)
   jax.config.update('jax_compilation_cache_dir', os.fspath(cache / 'compiled'))
   bed = Bed(BEDS['cifar_channels'], cache=cache / 'dense')
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
   def seen(params: Any, stats: Any, images: Any) -> Any:
     return bed.logits(params, stats, images, train=True)[1]
 
-  for keep, name, seed in itertools.product(*(FLAGS[f].value for f in ('keeps', 'rows', 'seeds'))):
+  for keep, name, seed in itertools.product(FLAGS.keeps, FLAGS.rows, FLAGS.seeds):
     found = search(bed, float(keep), rows.ROWS[name], int(seed))
     line: dict[str, Any] = {'keep': keep, 'row': name, 'seed': seed}
     for kind, masks in (('soft', found.soft), ('hard', found.hard)):
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         stats = seen(params, stats, images)
       line[f'{kind}_new_statistics'] = round(bed.evaluate(params, stats), 2)
     print(line, flush=True)
-    append(pathlib.Path(FLAGS['out'].value), line)
+    append(pathlib.Path(FLAGS.out), line)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from dtp_jax import methods
-from dtp_jax.budget import Budget
+from dtp_jax.budget import Budget, Scope
 from dtp_jax.methods import Pruner
 from experiments.method_study.beds import Bed, apply, cross_entropy, optimizer
 
@@ -40,7 +40,7 @@ class Row(NamedTuple):
   soft: float = 0.3
   scores: tuple[str, dict[str, Any]] = ('adam', {'learning_rate': 0.01})
   elements: dict[str, Any] = {}  # noqa: RUF012
-  scope: str = 'global'
+  scope: Scope = 'global'
 
   @property
   def text(self) -> str:

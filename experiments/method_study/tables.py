@@ -20,7 +20,7 @@ Cell = Mapping[str, Mapping[int, float]]  # {row: {seed: accuracy}}
 
 def main() -> None:
   """Prints a table for each cell."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('csv')
   parser.add_argument('--ours', default='ours', help='The row that is set against the others.')
   parser.add_argument('--rows', default='', help='The rows shown, with commas; all if empty.')

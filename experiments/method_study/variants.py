@@ -159,8 +159,11 @@ def corrected(
     zeros = jax.tree.map(jnp.zeros_like, params)
     return {'evidence': zeros, 'trace': zeros, 'correction': zeros}
 
-  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    evidence = jax.tree.map(lambda i, g: decay * i + (1 - decay) * g * g, state['evidence'], grads)
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    evidence = jax.tree.map(
+      lambda i, g: decay * i + (1 - decay) * g * g, state['evidence'], updates
+    )
+    grads = updates
     if normalised:
       leaves = jax.tree.leaves(grads)
       mean = sum(jnp.sum(g * g) for g in leaves) / sum(g.size for g in leaves)
