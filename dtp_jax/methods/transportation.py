@@ -66,6 +66,7 @@ def evidential(
   *,
   steps: int,
   share: float = 0.5,
+  derivative: float = 0.3,
   decay: float = 0.95,
   ramp: float = 0.4,
   deadline: float = 0.9,
@@ -82,7 +83,9 @@ def evidential(
 
   with S_rest the softness of the softest mask of that budget. The gradient reaches the weights
   through the mask as well, as in Spartan (arXiv:2205.14107): with log-odds in proportion to log |w|
-  the masked weight of an element near the threshold is a power of w (as in arXiv:2110.00296).
+  the masked weight of an element near the threshold is a power of w (as in arXiv:2110.00296). Only
+  a part of that derivative is kept: the gain multiplies it, and whole it made one long soft stage in
+  eight diverge.
 
   Start from a trained network. The evidence reads a large gradient as importance, which is true
   where gradients are noise about a minimum and false far away from one.
@@ -92,6 +95,7 @@ def evidential(
     budget: how much to keep.
     steps: length of the soft stage in steps, >= 1.
     share: weight of the evidence, in [0, 1]; the rest is the magnitude's.
+    derivative: part of the derivative through the importance that is kept, in [0, 1].
     decay: of the running mean of the evidence, in [0, 1).
     ramp: share of the soft stage in which the budget is reached, in [0, 1].
     deadline: share of the soft stage by which the mask is hard, in (0, 1].
@@ -104,6 +108,8 @@ def evidential(
   """
   if not 0 <= share <= 1:
     raise ValueError(f'share is {share}; expected a number in [0, 1].')
+  if not 0 <= derivative <= 1:
+    raise ValueError(f'derivative is {derivative}; expected a number in [0, 1].')
   if not 0 < deadline <= 1:
     raise ValueError(f'deadline is {deadline}; expected a share of the soft stage in (0, 1].')
   hard_at = max(1, ramp_steps(steps, deadline))
@@ -111,8 +117,10 @@ def evidential(
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     evidence, prices = lax.stop_gradient(now.scores), problem.prices(now.state)
     left = jnp.maximum(_LEFT_AT_LEAST, 1 - (now.step + 1) / hard_at)
+    importance = log_importance(now.magnitudes, evidence, prices, share=share)
+    fixed = lax.stop_gradient(importance)
     mask, log_odds = problem.anneal(
-      log_importance(now.magnitudes, evidence, prices, share=share),
+      fixed + derivative * (importance - fixed),
       now.state,
       keep=now.keep,
       ceiling=problem.rest_softness(now.keep) * left,

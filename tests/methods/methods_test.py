@@ -283,6 +283,7 @@ def test_pdp_is_one_half_at_the_threshold(params):
     ({'steps': 0}, ['steps is 0']),
     ({'steps': 5, 'preset': 'best'}, ['best', 'paper']),
     ({'steps': 5, 'share': 1.5}, ['share is 1.5', '[0, 1]']),
+    ({'steps': 5, 'derivative': -0.1}, ['derivative is -0.1', '[0, 1]']),
     ({'steps': 5, 'deadline': 0.0}, ['deadline is 0.0']),
     ({'steps': 5, 'decay': 1.0}, ['decay is 1.0']),
     ({'steps': 5, 'epsilon': 1.0}, ["no option 'epsilon'", 'share', 'deadline']),
@@ -293,3 +294,26 @@ def test_bad_options_are_named(params, options, words):
   with pytest.raises(ValueError) as error:
     methods.transportation(dtp.weights(params), dtp.Budget(0.1), **options)
   assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_derivative_through_the_importance_is_kept_in_part(params):
+  """The masks are the same; what reaches the weights beside the mask itself is the part asked for."""
+
+  def outcome(derivative):
+    pruner = methods.transportation(
+      dtp.weights(params), dtp.Budget(0.5), steps=8, derivative=derivative
+    )
+    extra = pruner.init(params)
+    total = lambda params: sum(jnp.sum(m) for m in pruner.prune(params, extra, 2)[0].values())
+    return jax.tree.leaves(pruner.masks(params, extra, 2)[0]), jax.tree.leaves(
+      jax.grad(total)(params)
+    )
+
+  masks, none = outcome(0.0)
+  same, whole = outcome(1.0)
+  _, part = outcome(0.3)
+  for a, b in zip(masks, same, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert any(np.any(a != b) for a, b in zip(none, whole, strict=True))
+  for a, b, c in zip(none, whole, part, strict=True):
+    np.testing.assert_allclose(c, a + 0.3 * (b - a), rtol=1e-4, atol=1e-6)
