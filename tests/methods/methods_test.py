@@ -297,7 +297,7 @@ def test_bad_options_are_named(params, options, words):
 
 
 def test_the_derivative_through_the_importance_is_kept_in_part(params):
-  """The masks are the same; what reaches the weights beside the mask itself is the part asked for."""
+  """The masks are the same; what reaches the weights beside the mask is the part asked for."""
 
   def outcome(derivative):
     pruner = methods.transportation(
