@@ -17,6 +17,7 @@ from dtp_jax.methods import Pruner as Pruner
 from dtp_jax.methods import dense as dense
 from dtp_jax.methods import fisher as fisher
 from dtp_jax.methods import gradual_magnitude as gradual_magnitude
+from dtp_jax.methods import greg as greg
 from dtp_jax.methods import lamp as lamp
 from dtp_jax.methods import magnitude as magnitude
 from dtp_jax.methods import pdp as pdp
@@ -24,6 +25,7 @@ from dtp_jax.methods import random as random
 from dtp_jax.methods import register as register
 from dtp_jax.methods import spartan as spartan
 from dtp_jax.methods import straight_through as straight_through
+from dtp_jax.methods import taylor as taylor
 from dtp_jax.methods import transportation as transportation
 from dtp_jax.prunable import Prunable as Prunable
 from dtp_jax.prunable import blocks as blocks
