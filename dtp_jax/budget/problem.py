@@ -153,9 +153,8 @@ class CostProblem:
       rounding_traced.as_limbs(self.limit, self.cost),
       rounding_traced.limit_at(self.cost, jnp.asarray(keep, jnp.float32)),
     )
-    return rounding_traced.round_to_budget(
-      ranking, self.cost, limit, self.sizes, floors=self._floors
-    )
+    floors = {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
+    return rounding_traced.round_to_budget(ranking, self.cost, limit, self.sizes, floors=floors)
 
   def soft(self, scores: Array, *, keep: Any, epsilon: Any) -> Array:
     """`transport.soft_topk` under the cost."""
@@ -192,12 +191,14 @@ class CostProblem:
     # A fraction that went through float32 must not move the final budget.
     return jnp.asarray(keep, jnp.float32) <= np.float32(self.keep + _RAMP_ROUNDING)
 
-  @property
-  def _floors(self) -> dict[str, int]:
-    return {'min_keep': self.min_keep, 'multiple_of': self.multiple_of}
-
   def _round(self, ranking: Any, limit: int) -> np.ndarray:
-    masks = rounding.round_to_budget(self.scatter(ranking), self.cost, limit, **self._floors)
+    masks = rounding.round_to_budget(
+      self.scatter(ranking),
+      self.cost,
+      limit,
+      min_keep=self.min_keep,
+      multiple_of=self.multiple_of,
+    )
     return np.concatenate(list(masks.values()))
 
 

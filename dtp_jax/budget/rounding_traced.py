@@ -99,7 +99,7 @@ def limit_at(cost: Cost, keep: Array) -> Array:
 
 def as_limbs(value: int, cost: Cost) -> Array:
   """An integer in as many limbs as the total of a cost has; the total where it is larger."""
-  return jnp.asarray(_digits(min(value, cost.total), _length(cost)), jnp.uint32)
+  return jnp.asarray(_digits(min(value, cost.total), _length(cost.total)), jnp.uint32)
 
 
 def fits(cost: Cost, sizes: Mapping[str, int], counts: Array, limit: Array) -> Array:
@@ -122,8 +122,8 @@ def _polynomial(cost: Polynomial, sizes: Mapping[str, int], counts: Array) -> Ar
     for name in monomial:  # groups that are not pruned keep all
       coefficient *= 1 if name in place else cost.sizes[name]
     factors.append([place[name] for name in monomial if name in place])
-    coefficients.append(_digits(coefficient, _length(cost)))
-  values = jnp.asarray(np.reshape(coefficients, (len(factors), _length(cost))), jnp.uint32)
+    coefficients.append(_digits(coefficient, _length(cost.total)))
+  values = jnp.asarray(np.reshape(coefficients, (len(factors), _length(cost.total))), jnp.uint32)
   counts = jnp.concatenate([counts, jnp.ones(1, counts.dtype)]).astype(jnp.uint32)
   for k in range(max(map(len, factors), default=0)):
     column = [found[k] if k < len(found) else len(sizes) for found in factors]
@@ -131,8 +131,8 @@ def _polynomial(cost: Polynomial, sizes: Mapping[str, int], counts: Array) -> Ar
   return _carried(jnp.sum(values, axis=0, dtype=jnp.uint32))
 
 
-def _length(cost: Cost) -> int:
-  return max(1, -(-cost.total.bit_length() // _BITS))
+def _length(total: int) -> int:
+  return max(1, -(-total.bit_length() // _BITS))
 
 
 def _digits(value: int, length: int) -> list[int]:
