@@ -179,7 +179,7 @@ def _solve(
 
 
 @_solve.defjvp
-def _solve_rule(primals: Any, tangents: Any) -> tuple[_Plan, _Plan]:
+def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_Plan, _Plan]:
   """The gain is held: the derivative is that of the dual alone, as in `solve`."""
   scores, _, column, *_ = primals
   ds, drho, dcolumn, *_ = tangents

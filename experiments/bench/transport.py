@@ -43,10 +43,10 @@ def measure(
 ) -> list[dict[str, Any]]:
   """The rows of one size."""
   rng = np.random.default_rng(0)
-  scores: list[Any] = [np.log(np.abs(rng.normal(size=n)) + 1e-6).astype(np.float32)]
+  drawn: list[Any] = [np.log(np.abs(rng.normal(size=n)) + 1e-6).astype(np.float32)]
   for _ in range(_DRIFTS - 1):
-    scores.append(scores[-1] + np.float32(0.01) * rng.normal(size=n).astype(np.float32))
-  scores = [jnp.asarray(s) for s in scores]
+    drawn.append(drawn[-1] + np.float32(0.01) * rng.normal(size=n).astype(np.float32))
+  scores = [jnp.asarray(s) for s in drawn]
   ceiling = 4 * keep * (1 - keep) * left
   calls: dict[str, Callable[[], Any]] = {'bare pass': functools.partial(_bare, scores[0])}
   calls |= _ops(scores, keep, ceiling)

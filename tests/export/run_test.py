@@ -16,7 +16,7 @@ from dtp_jax.train import runner, sweep
 def _config():
   config = mnist_mini.get_config('runlocal')
   config.model.width = 4
-  config.prune.update({'keep': 0.4, 'multiple_of': 1})
+  config.prune.update({'keep': 0.4, 'multiple_of': '1'})
   config.data.name = 'mnist_mini'
   config.data.eval_batch_size = 1000
   config.baselines = ('l1_uniform',)
