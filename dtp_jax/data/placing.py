@@ -15,7 +15,7 @@ __all__ = ['place', 'place_whole', 'rows']
 
 
 def rows(
-  size: int, sharding: NamedSharding | None, devices: Iterable[jax.Device] | None = None
+  size: int, sharding: NamedSharding | None, devices: Iterable[Any] | None = None
 ) -> np.ndarray:
   """The rows of every batch that some devices hold, in rising order.
 

@@ -139,7 +139,7 @@ class _Shuffled:
 class _Masked:
   """Images filled up to whole batches with black ones under mask False."""
 
-  def __init__(self, images: Records, size: int):
+  def __init__(self, images: Any, size: int):
     self._images, self._size = images, size
 
   def __len__(self) -> int:
@@ -155,7 +155,7 @@ class _Masked:
 class _Rows:
   """Of every batch of `size` examples the given rows: what one process makes."""
 
-  def __init__(self, examples: Records, size: int, rows: np.ndarray):
+  def __init__(self, examples: Any, size: int, rows: np.ndarray):
     self._examples, self._size, self._rows = examples, size, rows
 
   def __len__(self) -> int:

@@ -26,6 +26,7 @@ from dtp_jax import methods, models, prunable
 from dtp_jax.budget import Budget
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import create_train_state
 from dtp_jax.train.step import Recipe, enter_stage, train_step
@@ -87,7 +88,8 @@ def measure(
   pruner = methods.build(method, elements, budget, steps=_STAGES.soft)
   scores = pruner.score_optimizer or optax.adam(1e-2)
   optimizers = {'params': network.optimizer(), 'scores': scores}
-  recipe = Recipe(network.model.apply, _preprocess, pruner, optimizers, _STAGES)
+  mesh = meshes.make({'data': 1, 'model': 1})
+  recipe = Recipe(network.model.apply, _preprocess, pruner, optimizers, _STAGES, mesh)
   calls: dict[str, Callable[[], Any]] = {'plain': _plain(network, variables, batch)}
   calls |= {stage: _staged(recipe, variables, batch, start) for stage, start in _STARTS.items()}
   case = {'network': name, 'granularity': granularity, 'method': method, 'batch_size': size}
