@@ -88,14 +88,8 @@ def measure(
   pruner = methods.build(method, elements, budget, steps=_STAGES.soft)
   scores = pruner.score_optimizer or optax.adam(1e-2)
   optimizers = {'params': network.optimizer(), 'scores': scores}
-  recipe = Recipe(
-    network.model.apply,
-    _preprocess,
-    pruner,
-    optimizers,
-    _STAGES,
-    meshes.make({'data': -1, 'model': 1}),
-  )
+  mesh = meshes.make({'data': 1, 'model': 1})
+  recipe = Recipe(network.model.apply, _preprocess, pruner, optimizers, _STAGES, mesh)
   calls: dict[str, Callable[[], Any]] = {'plain': _plain(network, variables, batch)}
   calls |= {stage: _staged(recipe, variables, batch, start) for stage, start in _STARTS.items()}
   case = {'network': name, 'granularity': granularity, 'method': method, 'batch_size': size}

@@ -1,11 +1,9 @@
 """The rows of the study by name."""
 
-from experiments.method_study import variants
 from experiments.method_study.runs import Row
 
 __all__ = ['ROWS']
 
-_KEPT = variants.__all__  # imported for what it registers
 _L1 = {'elements': {'importance': 'l1'}, 'scope': 'layer'}
 
 

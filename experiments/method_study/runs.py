@@ -14,6 +14,8 @@ import optax
 from dtp_jax import methods
 from dtp_jax.budget import Budget, Scope
 from dtp_jax.methods import Pruner
+from dtp_jax.prunable import Prunable
+from experiments.method_study import variants
 from experiments.method_study.beds import Bed, apply, cross_entropy, optimizer
 
 __all__ = ['Row', 'Searched', 'run', 'search']
@@ -27,7 +29,7 @@ class Row(NamedTuple):
   """A row of the table: a method, its options, and what of the run belongs to it.
 
   Attributes:
-    method: name of a registered method.
+    method: name of a registered method or of a variant.
     options: of the method.
     soft: share of the steps in the soft stage; methods that choose at once have none.
     scores: optimizer of the scores where the method leaves it open, (name in optax, options).
@@ -137,15 +139,23 @@ def _left(bed: Bed, params: Any, hard: dict[str, jax.Array]) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params)) - dropped
 
 
+def _pruner(row: Row, elements: Prunable, budget: Budget, steps: int) -> Pruner:
+  """Of a registered method, or of a variant, which no registry knows."""
+  if row.method in variants.__all__:
+    return getattr(variants, row.method)(elements, budget, steps=steps, **row.options)
+  return methods.build(row.method, elements, budget, steps=steps, **row.options)
+
+
 @functools.lru_cache(maxsize=8)
 def _soft_stage(bed: Bed, keep: float, text: str) -> tuple[Pruner, Any, int, Callable[..., Any]]:
   """Method, optimizer, number of steps and compiled step of a row, for all seeds."""
   row = Row(**json.loads(text))
   of = 'macs' if bed.spec.granularity == 'channels' else 'count'
   elements = bed.elements(**row.elements)
-  steps = 0 if methods.one_shot(row.method) else round(row.soft * bed.spec.steps)
+  at_once = row.method in methods.METHODS and methods.one_shot(row.method)
+  steps = 0 if at_once else round(row.soft * bed.spec.steps)
   budget = Budget(keep, of=of, scope=row.scope)
-  pruner = methods.build(row.method, elements, budget, steps=max(1, steps), **row.options)
+  pruner = _pruner(row, elements, budget, max(1, steps))
   scores = None
   if pruner.score_optimizer is None:
     name, options = row.scores

@@ -1,6 +1,6 @@
 """What was tried beside the default of `dtp_jax.transportation`: rows of the study alone.
 
-Registered as methods under their names here, so that a row is a method with options everywhere.
+Each is called as a registered method is, but is known to no registry.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from dtp_jax import methods
 from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
-from dtp_jax.methods import Extra, Moment, Pruner, bundle, cubic, register
+from dtp_jax.methods import Extra, Moment, Pruner, bundle, cubic
 from dtp_jax.methods.evidence import log_importance, probed, second_moment
 from dtp_jax.methods.pruner import at_rest
 from dtp_jax.prunable import Masks, Params, Prunable
@@ -25,7 +25,6 @@ Elements = Graph | Prunable
 _TINY = 1e-30
 
 
-@register
 def scheduled_spartan(
   elements: Elements, budget: Budget, *, steps: int, ramp: float = 0.4, deadline: float = 0.9
 ) -> Pruner:
@@ -42,7 +41,6 @@ def scheduled_spartan(
   return bundle(elements, budget, start=at_rest, rule=rule, ramp=cubic(steps, ramp, initial=0.9))
 
 
-@register
 def variant(
   elements: Elements,
   budget: Budget,
@@ -103,7 +101,6 @@ def variant(
   return pruner._replace(score_optimizer=second_moment(decay))
 
 
-@register
 def dual_spartan(
   elements: Elements,
   budget: Budget,
@@ -132,7 +129,6 @@ def dual_spartan(
   return bundle(elements, budget, start=start, rule=rule)
 
 
-@register
 def corrected(
   elements: Elements,
   budget: Budget,
