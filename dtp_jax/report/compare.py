@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy import special  # jax requires scipy
@@ -17,6 +17,7 @@ __all__ = [
   'Line',
   'by_row',
   'cells_of',
+  'difference',
   'paired',
   'select',
   'studies_of',
@@ -121,7 +122,13 @@ def paired(line: Line, other: Line, confidence: float = 0.95) -> Difference | No
   Returns:
     The difference; None where the two share no seed.
   """
-  ours, theirs = line.accuracies, other.accuracies
+  return difference(line.accuracies, other.accuracies, confidence)
+
+
+def difference(
+  ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95
+) -> Difference | None:
+  """`paired` of accuracies by seed, in percent."""
   gains = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
   if not gains:
     return None

@@ -9,11 +9,10 @@ the first of `--ours` to the row, paired by seed, with its 95 % interval by Stud
 import argparse
 import collections
 import csv
-import math
 import statistics
 from collections.abc import Iterator, Mapping
 
-from scipy.stats import t as student
+from dtp_jax.report.compare import difference
 
 Cell = Mapping[str, Mapping[int, float]]  # {row: {seed: accuracy}}
 
@@ -59,14 +58,12 @@ def table(ours: Mapping[int, float], cell: Cell) -> Iterator[str]:
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> str:
   """Mean of a - b over the seeds of both, with the half width of its 95 % interval."""
-  differences = [a[seed] - b[seed] for seed in a if seed in b]
-  if not differences:
+  found = difference(a, b)
+  if found is None:
     return ''
-  n, mean = len(differences), statistics.mean(differences)
-  if n == 1:
-    return f'{mean:+.2f} (n 1)'
-  half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-  return f'{mean:+.2f} ± {half:.2f}'
+  if found.low is None or found.high is None:
+    return f'{found.mean:+.2f} (n 1)'
+  return f'{found.mean:+.2f} ± {(found.high - found.low) / 2:.2f}'
 
 
 if __name__ == '__main__':
