@@ -104,7 +104,8 @@ def check(config: Any, data: Resident) -> dict[str, Any]:
     out_shardings=(meshes.of_state(recipe.mesh, state), None),
   )
   compiled = step.lower(state, batch).compile()
-  memory, told = compiled.memory_analysis(), collectives(compiled.as_text())
+  memory: Any = compiled.memory_analysis()
+  told = collectives(str(compiled.as_text()))
   kinds = collections.Counter(kind for kind, _ in told)
   on_one = lambda tree: sum(map(_on_one_device, jax.tree.leaves(tree)))
   return {
