@@ -83,7 +83,14 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
     ValueError: a budget that cannot be met: an amount above what there is, one below the floors of
       the channel groups, for 'row' a fraction that is not a whole number of elements in every row;
       or a unit or scope that the elements do not know.
+    TypeError: no budget, or no elements.
   """
+  if not isinstance(elements, Prunable) or not isinstance(budget, Budget):
+    raise TypeError(
+      f'the budget is {_short(budget)} for elements {_short(elements)}; expected a dtp_jax.Budget, '
+      "as in Budget(0.4, of='macs'), and a graph from dtp_jax.trace or what dtp_jax.weights and "
+      'its like give.'
+    )
   if elements.costs:
     return _channels(budget, elements)
   if budget.of != 'count' or budget.multiple_of != 1:
@@ -96,6 +103,12 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
   requested = sum(p.k * p.copies for p in problems)
   total = sum(elements.sizes.values())
   return Resolved(problems, 'count', requested, total, _sum, Choice(1, ''))
+
+
+def _short(value: Any) -> str:
+  """What a value is, in one line."""
+  text = repr(value).partition('\n')[0]
+  return text if len(text) <= 60 else f'{text[:60]}...'
 
 
 def _sum(counts: Sizes) -> int:

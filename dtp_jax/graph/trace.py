@@ -25,6 +25,7 @@ from dtp_jax.graph.groups import Leaf, Path
 from dtp_jax.trees import by_path, is_array
 
 TRACED = object()
+_SHOWN = 8  # variables in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,9 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     new state (Linen's `mutable=['batch_stats']`) are recognised by their paths in `variables`.
 
   Raises:
+    TypeError: `fn` is no function.
     ValueError: there are no variables to prune.
+    Exception: whatever `fn` raises when it is called so, with a note of the shapes it was given.
 
   Example:
     >>> import jax.numpy as jnp
@@ -87,6 +90,10 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     >>> list(graph.groups), graph.macs.total
     (['in'], 40)
   """
+  if not callable(fn):
+    raise TypeError(
+      f'fn is {fn!r}; expected a function called as fn(variables, *inputs), such as model.apply.'
+    )
   call = Call.of(variables, inputs, static)
   leaves = leaves_of(variables)
   if not leaves:
@@ -130,7 +137,11 @@ def analyze(
     given: parameter axes that are masked anyway, and so do not count as a choice.
   """
   structs = [abstract(a) for a in call.arrays]
-  closed, out = jax.make_jaxpr(call.bind(fn), return_shape=True)(*structs)
+  try:
+    closed, out = jax.make_jaxpr(call.bind(fn), return_shape=True)(*structs)
+  except Exception as error:  # of any type: it comes from the function
+    error.add_note(_given(leaves, structs))
+    raise
   ins = list(_arguments(call, structs, leaves))
   flow = Flow()
   outs, scope = flow.walk(closed, ins)
@@ -141,6 +152,17 @@ def analyze(
     _settle_output(path, value, state)
   masked = _settle_contractions(flow.contractions, leaf_dims, given)
   return Traced(scope, leaf_dims, out_tree, masked, flow)
+
+
+def _given(leaves: Sequence[Leaf], structs: Sequence[Any]) -> str:
+  """A note for an error of the traced function."""
+  shown = [f'{"/".join(leaf.path)} {list(leaf.shape)}' for leaf in leaves]
+  shown = [*shown[:_SHOWN], '...'] if len(shown) > _SHOWN else shown
+  inputs = ', '.join(f'{s.dtype}{list(s.shape)}' for s in structs[len(leaves) :])
+  return (
+    f'fn(variables, *inputs) was traced with the variables {", ".join(shown)} and the inputs '
+    f'{inputs or "none"}; expected that it runs so. Call it once with the same arguments.'
+  )
 
 
 def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> Iterator[Value]:

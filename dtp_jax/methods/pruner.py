@@ -1,6 +1,6 @@
 """The shape of every pruning method: a bundle of pure functions over pytrees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -122,9 +122,9 @@ class Pruner(NamedTuple):
 
   def harden(self, extra: Extra) -> Masks:
     """Boolean masks {name: array} that keep exactly the budget, by the ranking in 'transport'."""
-    hard: Masks = {}
+    ranking, hard = _collection(extra, 'transport', self.elements), {}
     for problem in self.resolved.problems:
-      hard |= problem.scatter(problem.hard(problem.gather(extra['transport'])))
+      hard |= problem.scatter(problem.hard(problem.gather(ranking)))
     return hard
 
   def shrink(self, variables: Any, extra: Extra) -> Any:
@@ -187,8 +187,11 @@ def bundle(
     return {'scores': scores, 'transport': state}
 
   def masks(params: Params, extra: Extra, step: Any) -> tuple[Masks, dict[str, Array]]:
-    magnitudes, state = elements.magnitude(params), extra['transport']
-    scores = extra['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
+    magnitudes, state = elements.magnitude(params), _collection(extra, 'transport', elements)
+    learned = bool(extra.get('scores', True))
+    scores = (
+      _collection(extra, 'scores', elements) if learned else jax.tree.map(jnp.zeros_like, state)
+    )
     soft: Masks = {}
     following: dict[str, Array] = {}
     for problem in resolved.problems:
@@ -203,6 +206,18 @@ def bundle(
 
   _try_out(elements, resolved.problems[0], rule)
   return Pruner(elements, resolved, init, masks)
+
+
+def _collection(extra: Extra, name: str, elements: Prunable) -> dict[str, Array]:
+  """One of the two collections, with an array for each name of the elements."""
+  found = extra.get(name) if isinstance(extra, Mapping) else None
+  if found is None or set(found) != set(elements.shapes):
+    there = 'missing' if found is None else f'of {sorted(found)}'
+    raise ValueError(
+      f'in extra {name!r} is {there}; expected what Pruner.init gives, with an array for each of '
+      f'{sorted(elements.shapes)}.'
+    )
+  return found
 
 
 def keep_at(problem: Problem, overall: Any, target: float) -> Any:

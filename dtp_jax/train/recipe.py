@@ -1,7 +1,9 @@
 """From a config to the parts of a run: model, method, optimizer, stages."""
 
+import dataclasses
 import functools
 import importlib
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +19,13 @@ from dtp_jax.data import Dataset
 from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
+from dtp_jax.train import fields
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
 
-__all__ = ['Config', 'build', 'build_model', 'build_stages']
+__all__ = ['Config', 'build', 'build_model', 'build_stages', 'check']
 
 Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
@@ -34,6 +37,37 @@ MODELS: dict[str, type[nn.Module]] = {
   'vgg': models.VGG,
   'vit': models.ViT,
 }
+
+
+def check(config: Config) -> None:
+  """Refuses what can be told to be wrong without the data: in a moment, and nothing is written.
+
+  Raises:
+    ValueError: a number out of range, an unknown method, or a budget that is none.
+    FileNotFoundError: a file that the config names.
+    ImportError: a module of `config.imports` that is not there.
+  """
+  fields.check_ranges(config)
+  for module in config.get('imports', ()):
+    _import(module)  # registers methods
+  methods.options_of(config.method)
+  build_budget(config)
+  pretrained = config.get('pretrained')
+  if pretrained and not pathlib.Path(pretrained).is_file():
+    raise FileNotFoundError(
+      f'pretrained is {pretrained!r}, which is no file; expected the path of a state dict, or '
+      "pretrained='' to start from random weights."
+    )
+
+
+def _import(module: str) -> None:
+  try:
+    importlib.import_module(module)
+  except ImportError as error:
+    raise ImportError(
+      f'imports has {module!r}: {error}. Expected the name of a module that Python finds: in an '
+      'installed package, or below the folder of the command or one on PYTHONPATH.'
+    ) from error
 
 
 def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainState]]:
@@ -49,11 +83,11 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     what `mesh.template` is made of.
 
   Raises:
-    ValueError: an unknown name or an option out of range, a mesh that the devices do not make up.
-    ImportError: a module of `config.imports` that is not there.
+    ValueError: an unknown name or an option out of range, a budget that the network cannot meet, a
+      mesh that the devices do not make up.
+    FileNotFoundError, ImportError: see `check`.
   """
-  for module in config.get('imports', ()):
-    importlib.import_module(module)  # registers methods
+  check(config)
   mesh = meshes.make(config.mesh)
   meshes.check_batch(mesh, config.data.batch_size, config.accumulate)
   model = build_model(config, data.num_classes)
@@ -147,8 +181,14 @@ class Preprocess(NamedTuple):
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
   """The network that `config.model` names, with its fields as attributes."""
-  fields = dict(config.model)
-  return _choose(MODELS, 'model.name', fields.pop('name'))(num_classes=num_classes, **fields)
+  given = dict(config.model)
+  name = given.pop('name')
+  kind = _choose(MODELS, 'model.name', name)
+  known = {field.name for field in dataclasses.fields(kind)} - {'parent', 'name', 'num_classes'}
+  unknown = sorted(set(given) - known)
+  if unknown:
+    raise ValueError(f'model.{unknown[0]} is no field of {name}; expected some of {sorted(known)}.')
+  return kind(num_classes=num_classes, **given)
 
 
 def build_stages(config: Config, examples: int) -> Stages:
