@@ -35,7 +35,7 @@ class SavedSlim:
     kept: {group: increasing indices of the channels kept}.
     sizes: {group: channels in the dense network}.
     cuts: per array, its dense shape and the positions kept along the axes that were cut.
-    manifest: versions, inputs and outputs, costs, checks.
+    manifest: versions, inputs and outputs, norms, costs, checks.
   """
 
   folder: pathlib.Path
@@ -79,7 +79,8 @@ class SavedSlim:
       What `dtp_jax.graph.shrink` returned when this was saved.
 
     Raises:
-      ValueError: the network is another one; the first difference is named.
+      ValueError: the network is another one; the first difference is named. Or the manifest has
+        norms that are unknown.
     """
     for name in (*self.sizes, *graph.sizes):
       if self.sizes.get(name) != graph.sizes.get(name):
@@ -88,7 +89,8 @@ class SavedSlim:
           f'{self.sizes.get(name)}, as in {self.folder}. Trace the network that was saved.'
         )
     structs = jax.tree.map(lambda a: abstract(a) if hasattr(a, 'shape') else a, variables)
-    slim = shrink(graph, structs, masks_of(self.kept, self.sizes), min_keep=0)
+    masks, norms = masks_of(self.kept, self.sizes), self.manifest.get('norms', 'exact')
+    slim = shrink(graph, structs, masks, min_keep=0, norms=norms)
     structs, rebuild = flatten(slim.variables)
     arrays = flat(self.variables)
     for name in (*structs, *arrays):

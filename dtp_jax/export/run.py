@@ -15,7 +15,7 @@ from dtp_jax.budget.latency import interleaved
 from dtp_jax.data import Dataset, load
 from dtp_jax.data.images import normalise
 from dtp_jax.files import read_json, read_npz, write_json
-from dtp_jax.graph import Graph, shrink, trace
+from dtp_jax.graph import Graph, Norms, shrink, trace
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.recipe import Config, build_model
 from dtp_jax.trees import flat, nested
@@ -100,13 +100,19 @@ def _arrays(
 
 
 def save(
-  run: FinishedRun, folder: str | pathlib.Path, *, onnx: bool = False, overwrite: bool = False
+  run: FinishedRun,
+  folder: str | pathlib.Path,
+  *,
+  norms: Norms = 'exact',
+  onnx: bool = False,
+  overwrite: bool = False,
 ) -> dict[str, Any]:
   """Exports the slim model of a run, with its config and how its input is normalised.
 
   Args:
     run: from `load_run`.
     folder: of the slim model.
+    norms: 'exact' or 'refit', see `dtp_jax.export.save_slim`.
     onnx: whether to write model.onnx as well.
     overwrite: whether to replace a slim model in `folder`.
 
@@ -126,6 +132,7 @@ def save(
     (run.images(_CHECKED),),
     kwargs={'train': False},
     about={'config': run.config.to_dict(), 'data': {'name': data.name, **scale}},
+    norms=norms,
     onnx=onnx,
     overwrite=overwrite,
   )

@@ -22,7 +22,7 @@ from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, is_one, unify
 from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Contraction, Flow, Value
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Leaf, Path
-from dtp_jax.trees import by_path, is_array
+from dtp_jax.trees import by_path, is_array, nnx_states
 
 TRACED = object()
 _SHOWN = 8  # variables in an error
@@ -68,9 +68,11 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     fn: any JAX function, called as `fn(variables, *inputs, **static)`: a Linen `model.apply`, a
       function of an NNX state or an Equinox model, plain JAX. It is not edited.
     variables: its parameters and state, a pytree of arrays or `jax.ShapeDtypeStruct`s. If it is a
-      dict with a 'params' entry, that entry holds the parameters; else all float leaves are.
-    *inputs: what it is applied to. The leading axis of the first array that has one is taken to
-      be the batch; MACs are counted for one example.
+      dict with a 'params' entry, that entry holds the parameters; else all float leaves are, but
+      for those in an NNX variable that is no `nnx.Param` (statistics).
+    *inputs: what it is applied to. The batch is taken to be the leading axis of the first array
+      with two axes or more, or else of the first with one: flags, keys and positions may come
+      before the images. MACs are counted for one example.
     **static: keyword arguments. Arrays among them (random keys) are traced, the rest (flags,
       names) is fixed.
 
@@ -116,11 +118,13 @@ def abstract(array: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtype
 def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   """The array leaves of the variables with their paths, in tree order."""
   named_params = isinstance(variables, Mapping) and 'params' in variables
+  states = nnx_states(variables)
   leaves = []
   for path, leaf in by_path(variables)[0]:
     if is_array(leaf):
       floating = bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
-      is_param = path[0] == 'params' if named_params else floating
+      is_state = any(path[: len(state)] == state for state in states)
+      is_param = path[0] == 'params' if named_params else floating and not is_state
       leaves.append(Leaf(path, tuple(leaf.shape), leaf.dtype, is_param))
   return tuple(leaves)
 
@@ -175,13 +179,20 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
       if leaf.is_param
       else Value(dims, (FINITE,) * len(dims), CONSTANT)
     )
-  first = next((i for i, struct in enumerate(structs) if i >= len(leaves) and struct.shape), None)
-  for i, struct in enumerate(structs[len(leaves) :], len(leaves)):
+  first = _batched([struct.shape for struct in structs[len(leaves) :]])
+  for i, struct in enumerate(structs[len(leaves) :]):
     dims = tuple(
       UNIT if is_one(size) else Atom(size, 'an input', batch=i == first and d == 0)
       for d, size in enumerate(struct.shape)
     )
     yield Value(dims, (FINITE,) * len(dims), ACTIVATION)
+
+
+def _batched(shapes: Sequence[tuple[Any, ...]]) -> int | None:
+  """Which of the inputs has the batch along its leading axis."""
+  ranked = ((min(len(shape), 2), -i) for i, shape in enumerate(shapes) if shape)
+  best = max(ranked, default=None)
+  return None if best is None else -best[1]
 
 
 def _settle_output(path: tuple[str, ...], value: Value, state: dict[Path, tuple[Dim, ...]]) -> None:

@@ -11,7 +11,7 @@ from jax import Array
 from dtp_jax import transport
 from dtp_jax.budget import Budget, Resolved, resolve
 from dtp_jax.budget.problem import Problem
-from dtp_jax.graph import Graph, shrink
+from dtp_jax.graph import Graph, Norms, shrink
 from dtp_jax.prunable import Masks, Params, Prunable, channels
 
 __all__ = [
@@ -127,24 +127,28 @@ class Pruner(NamedTuple):
       hard |= problem.scatter(problem.hard(problem.gather(ranking)))
     return hard
 
-  def shrink(self, variables: Any, extra: Extra) -> Any:
+  def shrink(self, variables: Any, extra: Extra, norms: Norms = 'exact') -> Any:
     """The network at exactly its budget.
 
     Args:
       variables: for channels the variables that were traced, whole; else as params above.
       extra: the collections, of which 'transport' is read.
+      norms: of channels, 'exact' or 'refit', as in `dtp_jax.shrink`.
 
     Returns:
       For channels a smaller dense model, a `dtp_jax.Slim`, with the output of the masked network.
       For single weights, rows and blocks, which leave nothing to delete, the tree with exact zeros.
 
     Raises:
-      ValueError: variables that are not those traced.
+      ValueError: variables that are not those traced, unknown norms, or 'refit' where no channel is
+        deleted.
     """
     hard = self.harden(extra)
-    if self.elements.graph is None:
-      return self.apply_masks(variables, hard)
-    return shrink(self.elements.graph, variables, hard)
+    if self.elements.graph is not None:
+      return shrink(self.elements.graph, variables, hard, norms=norms)
+    if norms != 'exact':
+      raise ValueError(f'norms is {norms!r}; nothing is deleted here, so expected the default.')
+    return self.apply_masks(variables, hard)
 
   def apply_masks(self, params: Params, masks: Masks) -> Params:
     """Params times masks {name: array of the score shape}; differentiable in both."""

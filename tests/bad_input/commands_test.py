@@ -81,7 +81,7 @@ TRAIN = {
     files=written('config.optimiser = 3'),
   ),
   'a config of another type': into_run(
-    says=('config.py', 'keep', 'a tenth', HELP), files=written("config.prune.keep = 'a tenth'")
+    says=("'keep'", 'a tenth', 'float', HELP), files=written("config.prune.keep = 'a tenth'")
   ),
   'a misspelt field': into_run('--config.prune.kep=0.2', says=('config.prune.kep', "mean 'keep'")),
   'a field of another type': into_run('--config.seed=abc', says=('config.seed', 'abc', HELP)),

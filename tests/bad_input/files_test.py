@@ -105,7 +105,7 @@ def save_slim(place, **options):
   export.save_slim(place / 'slim', graph, jnp.ones((3, 2)), {}, (jnp.ones((2, 3)),), **options)
 
 
-AGAIN = 'xport again'
+AGAIN = 'again'
 SLIM_MODELS = {
   'not there': Case(load_slim, FileNotFoundError, ('slim', 'experiments.export')),
   'a torn manifest': Case(
@@ -147,7 +147,10 @@ SLIM_MODELS = {
     lambda place: load_slim(place).program, ValueError, ('stablehlo.bin', AGAIN), slim()
   ),
   'over another folder': Case(
-    save_slim, ValueError, ('no prunable group',), {'slim/notes.txt': 'mine'}
+    save_slim,
+    FileExistsError,
+    ('slim exists and is no slim model', 'a new folder'),
+    {'slim/notes.txt': 'mine'},
   ),
 }
 
@@ -166,12 +169,12 @@ def tensors(dtype, shape, offsets, data=bytes(12), **metadata):
 WEIGHTS = {
   'no tensors': Case(read_tensors, ValueError, ('x.saf', 'cut short'), {'x.safetensors': b'none'}),
   'a type of another library': Case(
-    read_tensors, ValueError, ("'F8_E8M0'", "'F32'"), tensors('F8_E8M0', [12], [0, 12])
+    read_tensors, ValueError, ('F8_E8M0', "'F32'"), tensors('F8_E8M0', [12], [0, 12])
   ),
   'a stored type that is none': Case(
     read_tensors,
     ValueError,
-    ("'object'", "'F32'"),
+    ('type object', "'F32'"),
     tensors('U8', [3, 4], [0, 12], __metadata__={'a': 'object'}),
   ),
   'a stored type of another size': Case(
@@ -239,7 +242,7 @@ RUNS = {
     of_run(load_run),
     FileNotFoundError,
     ('summary.json', 'not finished'),
-    {**run_files(), 'run/summary.json': ''},
+    {'run/config.json': run_files()['run/config.json']},
   ),
   'of single weights': Case(
     of_run(load_run),
@@ -265,7 +268,7 @@ RUNS = {
   'arrays of another run': Case(
     of_run(load_run),
     ValueError,
-    ("'params/conv1/kernel'", 'of another run'),
+    ("'params/conv1/bias'", 'of another run'),
     {**run_files(), 'run/pruned.npz': npz(a=FLOATS)},
   ),
   'a report too soon': Case(
@@ -295,7 +298,7 @@ CSVS = {
     lambda p: read_csv(p / 'runs.csv'),
     ValueError,
     ("seed 'one'", 'a number'),
-    {'runs.csv': ROW + '\n' + ',' * COLUMNS.index('seed') + 'one\n'},
+    {'runs.csv': ROW + '\n' + ','.join('one' if c == 'seed' else '' for c in COLUMNS) + '\n'},
   ),
   'a line that is too long': Case(
     lambda p: read_csv(p / 'runs.csv'),

@@ -170,17 +170,18 @@ class LatencyTable:
       )
     data = read_json(pathlib.Path(path))
     try:
-      if (data['format'], data['version']) != (_FORMAT, _VERSION):
-        raise ValueError(
-          f'{path} is {data["format"]!r} version {data["version"]!r}; expected {_FORMAT!r} version '
-          f'{_VERSION}. Measure it anew.'
-        )
-      table = _from_json(data)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+      made_as, version = data['format'], data['version']
+      table = _from_json(data) if (made_as, version) == (_FORMAT, _VERSION) else None
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
       raise ValueError(
         f'{path} is no latency table ({type(error).__name__}: {error}); expected what '
         'LatencyTable.save writes.'
       ) from error
+    if table is None:
+      raise ValueError(
+        f'{path} is {made_as!r} version {version!r}; expected {_FORMAT!r} version {_VERSION}. '
+        'Measure it anew.'
+      )
     if not any_device and table.device != device_name():
       raise ValueError(
         f'{path} was measured on {table.device!r}, this is {device_name()!r}. Measure one here, or '
