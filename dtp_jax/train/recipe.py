@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,19 +11,17 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax import methods, models, prunable
-from dtp_jax.budget import Budget
-from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.data import Dataset
 from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
-from dtp_jax.train import fields
 from dtp_jax.train import mesh as meshes
+from dtp_jax.train.fields import build_budget, check
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
 
-__all__ = ['Config', 'build', 'build_model', 'build_stages', 'check']
+__all__ = ['Config', 'build', 'build_budget', 'build_model', 'build_stages']
 
 Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
@@ -37,37 +33,6 @@ MODELS: dict[str, type[nn.Module]] = {
   'vgg': models.VGG,
   'vit': models.ViT,
 }
-
-
-def check(config: Config) -> None:
-  """Refuses what can be told to be wrong without the data: in a moment, and nothing is written.
-
-  Raises:
-    ValueError: a number out of range, an unknown method, or a budget that is none.
-    FileNotFoundError: a file that the config names.
-    ImportError: a module of `config.imports` that is not there.
-  """
-  fields.check_ranges(config)
-  for module in config.get('imports', ()):
-    _import(module)  # registers methods
-  methods.options_of(config.method)
-  build_budget(config)
-  pretrained = config.get('pretrained')
-  if pretrained and not pathlib.Path(pretrained).is_file():
-    raise FileNotFoundError(
-      f'pretrained is {pretrained!r}, which is no file; expected the path of a state dict, or '
-      "pretrained='' to start from random weights."
-    )
-
-
-def _import(module: str) -> None:
-  try:
-    importlib.import_module(module)
-  except ImportError as error:
-    raise ImportError(
-      f'imports has {module!r}: {error}. Expected the name of a module that Python finds: in an '
-      'installed package, or below the folder of the command or one on PYTHONPATH.'
-    ) from error
 
 
 def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainState]]:
@@ -85,7 +50,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   Raises:
     ValueError: an unknown name or an option out of range, a budget that the network cannot meet, a
       mesh that the devices do not make up.
-    FileNotFoundError, ImportError: see `check`.
+    FileNotFoundError, ImportError: see `dtp_jax.train.fields.check`.
   """
   check(config)
   mesh = meshes.make(config.mesh)
@@ -225,15 +190,6 @@ def build_pruner(config: Config, elements: Prunable, stages: Stages) -> methods.
   options = dict(config.methods.get(config.method, {}))
   steps, budget = max(1, stages.soft), build_budget(config)
   return methods.build(config.method, elements, budget, steps=steps, **options)
-
-
-def build_budget(config: Config) -> Budget:
-  """The budget of `config.prune`: `ratios`, else `count`, else `keep`."""
-  prune = config.prune
-  keep = dict(prune.ratios) or (prune.keep if prune.count is None else prune.count)
-  of = LatencyTable.load(prune.of) if prune.of.endswith('.json') else prune.of
-  multiple: Any = int(prune.multiple_of) if prune.multiple_of.isdigit() else prune.multiple_of
-  return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=multiple)
 
 
 def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:

@@ -17,7 +17,8 @@ from dtp_jax.data import load
 from dtp_jax.files import read_json
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train import loop
-from dtp_jax.train.recipe import build, check
+from dtp_jax.train.fields import check, check_pretrained
+from dtp_jax.train.recipe import build
 from dtp_jax.train.sweep import Run
 
 __all__ = ['Outcome', 'run_all', 'run_here']
@@ -59,7 +60,9 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
   asked_first = sorted(runs, key=lambda run: run.name != '.')
   finished = {run.name for run in asked_first if _finished(run, workdir)}
   for run in asked_first:
-    if run.name not in finished:  # a budget that its network cannot meet is no news after hours
+    if run.name not in finished:
+      _check(run, workdir)
+      # What its network cannot do is no news after hours.
       build(run.config, _load(ml_collections.FrozenConfigDict(run.config.data)))
   for run in runs:
     if run.name not in finished:
@@ -89,7 +92,7 @@ def run_all(
     The outcomes, in the order of `runs`. A run that fails takes down only those that fork from it.
 
   Raises:
-    ValueError: `processes` < 1, a config that `recipe.check` refuses, or a folder that belongs to a
+    ValueError: `processes` < 1, a config that `fields.check` refuses, or a folder that belongs to a
       run with another one; before anything runs.
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
   """
@@ -99,7 +102,7 @@ def run_all(
   outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
   waiting = [run for run in runs if run.name not in outcomes]
   for run in waiting:
-    check(run.config)
+    _check(run, workdir)
   for outcome in outcomes.values():
     report(outcome)
   context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
@@ -132,6 +135,12 @@ def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
   if not there.is_dir():
     raise ValueError(f'workdir is {folder}, but {there} is a file; give the path of a folder.')
   return folder
+
+
+def _check(run: Run, workdir: pathlib.Path) -> None:
+  check(run.config)
+  if not (workdir / run.name / 'config.json').exists():  # later it goes on without them
+    check_pretrained(run.config)
 
 
 def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:

@@ -346,11 +346,8 @@ CONFIGS = {
   'no such module': Case(
     config(imports=('my_mehtods',)), ImportError, ("'my_mehtods'", 'PYTHONPATH')
   ),
-  'no such weights': Case(
-    config(pretrained='gone.pth'), FileNotFoundError, ("'gone.pth'", "pretrained=''")
-  ),
   'no such latency table': Case(
-    config(prune__of='gone.json', **CHANNELS), FileNotFoundError, ('gone.json', '.save(')
+    config(prune__of='gone.json', **CHANNELS), FileNotFoundError, ("'gone.json'", '.save(')
   ),
   'more weights than there are': Case(
     config(prune__count=10**9), ValueError, ('1000000000', 'at most the 2010')

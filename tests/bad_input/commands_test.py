@@ -104,6 +104,9 @@ TRAIN = {
     '--config.data.name=cifar10', '--config.data.data_dir=FOLDER/data',
     says=('cifar10 is not prepared', 'dtp_jax.data.prepare cifar10 --data_dir'),
   ),
+  'weights that are not there': into_run(
+    '--config.pretrained=gone.pth', says=("'gone.pth'", "pretrained=''")
+  ),
   'several processes without a first': into_run(
     '--num_processes=2', says=('num_processes is 2', '--coordinator=HOST:PORT')
   ),

@@ -280,6 +280,7 @@ RUNS = {
   'a summary of a list': Case(
     collect_run, ValueError, UNREADABLE, {**reported(), 'run/summary.json': '[]'}
   ),
+  'no environment': Case(collect_run, ValueError, UNREADABLE, run_files(changed(SUMMARY))),
   'no accuracy': Case(
     collect_run, ValueError, ("'accuracy'", *UNREADABLE), reported(accuracy=None)
   ),
