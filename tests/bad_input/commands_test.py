@@ -145,6 +145,12 @@ EXPORT = {
   'a run that has not finished': export(
     'FOLDER', says=('not finished',), files={'config.json': '{"data":{},"model":{},"prune":{}}'}
   ),
+  'a run of single weights': export(
+    'FOLDER', says=('weights', '--config.prune.granularity=channels'),
+    files={'config.json': mnist_lenet.get_config().to_json_best_effort(), 'summary.json': '{}'},
+  ),
+  'unknown norms': export('FOLDER', '--norms=plain', says=('plain', 'refit')),
+  'a misspelt flag': export('FOLDER', '--onxx', says=('onxx', 'onnx')),
   'a config that is none': export(
     'FOLDER', says=('config.json', 'not JSON'), files={'config.json': '{'}
   ),
@@ -156,6 +162,9 @@ REPORT = {
   'no place': report('FOLDER', says=('--out=FOLDER', HELP)),
   'a folder that is not there': report(
     'FOLDER/gone', '--out=FOLDER/out', says=('gone is not a folder', 'finished runs')
+  ),
+  'a place that is a file': report(
+    'FOLDER', '--out=FOLDER/a', says=('a file', 'path of a folder'), files={'a': ''}
   ),
   'a folder of something else': report(
     'FOLDER', '--out=FOLDER/out', says=('no finished run', 'summary.json')

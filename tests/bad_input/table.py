@@ -54,7 +54,8 @@ def command(module: str, *arguments: Any) -> None:
   argv = [module, *map(str, arguments)]
   with _own_flags(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, 'argv', argv)  # ml_collections looks there
-    patch.delitem(sys.modules, 'config_config', raising=False)  # its name for every config file
+    for name in ('config_config', module):  # every config file's name there; what others imported
+      patch.delitem(sys.modules, name, raising=False)
     main = runpy.run_module(module)['main']
     app.run(main, argv, **_PARSERS.get(module, {}))
 
