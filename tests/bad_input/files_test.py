@@ -14,6 +14,7 @@ from configs import mnist_lenet
 from dtp_jax import export
 from dtp_jax.budget.device import device_name
 from dtp_jax.data import archives, load, prepare
+from dtp_jax.export.load import FORMAT
 from dtp_jax.export.run import load_run
 from dtp_jax.files import read_safetensors
 from dtp_jax.models import CifarResNet, ResNet, from_torch
@@ -77,7 +78,7 @@ TABLES = {
 }
 
 SLIM = {
-  'manifest.json': json.dumps({'format': 1, 'versions': {'jax': '0.10.2'}}),
+  'manifest.json': json.dumps({'format': FORMAT, 'versions': {'jax': '0.10.2'}}),
   'kept.json': json.dumps(
     {
       'groups': {'a': {'size': 5, 'kept': [0, 1, 4]}},
@@ -116,7 +117,7 @@ SLIM_MODELS = {
   ),
   'no format': Case(load_slim, ValueError, ('manifest.json', AGAIN), slim(manifest='{}')),
   'a newer format': Case(
-    load_slim, ValueError, ('format 99', 'expected 1'), slim(manifest='{"format": 99}')
+    load_slim, ValueError, ('format 99', f'expected {FORMAT}'), slim(manifest='{"format": 99}')
   ),
   'no kept channels': Case(load_slim, FileNotFoundError, ('kept.json', AGAIN), slim(kept=None)),
   'torn kept channels': Case(load_slim, ValueError, ('kept.json', 'cut'), slim(kept='{"groups')),
