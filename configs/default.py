@@ -96,4 +96,11 @@ def get_config() -> Any:
   # What is written while it runs.
   config.log_every = 50  # steps between fetches of the metrics
   config.eval_every = 1.0  # epochs between evaluations
+  config.lock()  # a misspelt field is refused where it is set
+  for section in (
+    config.methods,
+    config.rows,
+    config.model,
+  ):  # their fields have names of their own
+    section.unlock()
   return config

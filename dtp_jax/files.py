@@ -2,7 +2,10 @@
 
 import io
 import json
+import math
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +16,7 @@ import safetensors.numpy
 
 __all__ = [
   'read_json',
+  'read_npz',
   'read_safetensors',
   'write_bytes',
   'write_json',
@@ -45,8 +49,17 @@ def write_text(path: pathlib.Path, content: str) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The content of a JSON file."""
-  return json.loads(path.read_text())
+  """The content of a JSON file.
+
+  Raises:
+    ValueError: it is not JSON; with its path.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:  # no JSON, or no text
+    raise ValueError(
+      f'{path} is not JSON ({error}): it was cut short or edited. Write it anew.'
+    ) from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -59,6 +72,42 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   buffer = io.BytesIO()
   np.savez_compressed(buffer, allow_pickle=False, **arrays)
   write_bytes(path, buffer.getvalue())
+
+
+def read_npz(path: pathlib.Path, at_most: int) -> dict[str, np.ndarray]:
+  """The arrays of an .npz file, in memory; what is a pickle in there is never loaded.
+
+  Args:
+    path: of the file.
+    at_most: bytes that all arrays together may have, as their headers say, before any is read: a
+      small file can unpack to more than a machine has.
+
+  Raises:
+    ValueError: no .npz file, a damaged one, one that holds objects, or larger arrays.
+  """
+  try:
+    with zipfile.ZipFile(path) as archive:
+      total = sum(_declared_bytes(archive, name) for name in archive.namelist())
+      if total > at_most:
+        raise ValueError(f'its arrays have {total:,} bytes, expected at most {at_most:,}')
+      with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+  except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    raise ValueError(
+      f'{path} cannot be read as plain arrays: {error}. It is damaged or not what training wrote: '
+      'take it from where it was made.'
+    ) from error
+
+
+def _declared_bytes(archive: zipfile.ZipFile, name: str) -> int:
+  """The bytes of one array of an .npz file by its header, whatever follows it."""
+  with archive.open(name) as member:
+    if np.lib.format.read_magic(member) != (1, 0):  # whose headers have 64 KiB at most
+      raise ValueError(f'{name} is of another version of the format')
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+  if dtype.hasobject:
+    raise ValueError(f'{name} holds Python objects, which only a pickle can')
+  return math.prod(shape) * dtype.itemsize
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
@@ -80,20 +129,43 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads what `write_safetensors` wrote, or another's safetensors file.
 
   Raises:
-    ValueError: an array of a type unknown here.
+    ValueError: not a safetensors file, one whose header does not fit what follows, or an array of a
+      type unknown here.
   """
-  with safetensors.safe_open(path, 'np') as file:
-    types = file.metadata() or {}
-  arrays = {}
-  for name, entry in safetensors.deserialize(path.read_bytes()):
-    shape = tuple(entry['shape'])
-    if name in types:
-      dtype, shape = jnp.dtype(types[name]), shape[:-1]
-    elif entry['dtype'] in _TYPES:
-      dtype = jnp.dtype(_TYPES[entry['dtype']])
-    else:
-      raise ValueError(
-        f'{name!r} in {path} has the type {entry["dtype"]}; expected one of {list(_TYPES)}.'
-      )
-    arrays[name] = np.frombuffer(entry['data'], dtype).reshape(shape)
-  return arrays
+  try:
+    with safetensors.safe_open(path, 'np') as file:
+      types = file.metadata() or {}
+    entries = safetensors.deserialize(path.read_bytes())
+    return {name: _as_array(path, name, entry, types.get(name)) for name, entry in entries}
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f'{path} cannot be read as safetensors: {error}. It was cut short or changed: take it from '
+      'where it was made.'
+    ) from error
+
+
+def _as_array(
+  path: pathlib.Path, name: str, entry: Mapping[str, Any], stored: str | None
+) -> np.ndarray:
+  """An entry in its type; `stored` names that of an array that lies there as bytes."""
+  dtype = _numeric(stored or _TYPES.get(entry['dtype'], ''))
+  if dtype is None:
+    raise ValueError(
+      f'{name!r} in {path} has the type {stored or entry["dtype"]}; expected one of {list(_TYPES)}.'
+    )
+  shape = tuple(entry['shape'][:-1] if stored else entry['shape'])
+  if len(entry['data']) != math.prod(shape) * dtype.itemsize:
+    raise ValueError(
+      f'{name!r} in {path} has {len(entry["data"])} bytes; expected {dtype.name}{list(shape)}. It '
+      'was changed: take it from where it was made.'
+    )
+  return np.frombuffer(entry['data'], dtype).reshape(shape)
+
+
+def _numeric(name: str) -> Any:
+  """The type of numbers of that name, or None."""
+  try:
+    dtype = jnp.dtype(name)
+  except TypeError:
+    return None
+  return dtype if name == 'bool' or jnp.issubdtype(dtype, jnp.number) else None

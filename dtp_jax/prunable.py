@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dtp_jax.graph import Graph
@@ -90,8 +91,8 @@ def nm(params: Params, m: int, *, exclude: Iterable[str] = ()) -> Prunable:
   Raises:
     ValueError: as `weights`; m < 2 or not a divisor of an input axis.
   """
-  if m < 2:
-    raise ValueError(f'm is {m}; expected a group of at least 2 weights.')
+  if not isinstance(m, int) or m < 2:
+    raise ValueError(f'm is {m!r}; expected a group of at least 2 weights, an integer.')
   kernels = _kernels(params, exclude)
   _check_divides(kernels, (m, 1))
 
@@ -122,9 +123,9 @@ def blocks(params: Params, shape: tuple[int, int], *, exclude: Iterable[str] = (
   Raises:
     ValueError: as `weights`; a tile that is empty or does not divide a kernel.
   """
+  if np.shape(shape) != (2,) or not all(isinstance(n, int) and n >= 1 for n in shape):
+    raise ValueError(f'shape is {shape!r}; expected a (height, width) of at least (1, 1).')
   height, width = shape
-  if height < 1 or width < 1:
-    raise ValueError(f'shape is {shape}; expected a (height, width) of at least (1, 1).')
   kernels = _kernels(params, exclude)
   _check_divides(kernels, (height, width))
 
@@ -161,7 +162,10 @@ def channels(
   Raises:
     ValueError: no group, or none that is not excluded (with the graph's report), a pattern that
       matches none, an unknown importance, or 'bn' for a group without a scale.
+    TypeError: no graph.
   """
+  if not isinstance(graph, Graph):
+    raise TypeError(f'the graph is a {type(graph).__name__}; expected what dtp_jax.trace returns.')
   groups = _matching(dict(graph.groups), exclude, 'groups')
   if not groups:
     raise ValueError(f'the graph has no channel group left to prune:\n{graph}')

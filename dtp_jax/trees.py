@@ -1,5 +1,6 @@
 """Names of what lies in a pytree: paths of leaves, and trees from named leaves."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ['by_path', 'flat', 'flatten', 'is_array', 'key_name', 'nested', 'path_name', 'paths']
+__all__ = [
+  'by_path',
+  'flat',
+  'flatten',
+  'is_array',
+  'key_name',
+  'nested',
+  'nnx_states',
+  'path_name',
+  'paths',
+]
 
 
 def key_name(key: Any) -> str:
@@ -28,6 +39,20 @@ def by_path(tree: Any) -> tuple[list[tuple[tuple[str, ...], Any]], Any]:
   """The leaves of a pytree with their paths, (('params', 'conv1', 'kernel'), leaf); its treedef."""
   leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
   return [(tuple(map(key_name, keys)), leaf) for keys, leaf in leaves], treedef
+
+
+def nnx_states(tree: Any) -> set[tuple[str, ...]]:
+  """The paths of NNX variables in a tree that are no `nnx.Param`: statistics, random state."""
+  nnx = sys.modules.get('flax.nnx')  # without it there are none
+  if nnx is None:
+    return set()
+  is_variable = lambda node: isinstance(node, nnx.Variable)
+  nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)[0]
+  return {
+    tuple(map(key_name, keys))
+    for keys, node in nodes
+    if is_variable(node) and not isinstance(node, nnx.Param)
+  }
 
 
 def path_name(keys: Any) -> str:

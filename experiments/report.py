@@ -106,6 +106,8 @@ def main(argv: list[str]) -> None:
     if not FLAGS.out or len(argv) < 2:
       sys.exit('Give run folders and --out=FOLDER, or --check, or --write. Try --help.')
     folder = pathlib.Path(FLAGS.out)
+    if folder.exists() and not folder.is_dir():
+      sys.exit(f'--out is {folder}, a file; give the path of a folder.')
     rows, unfinished = collect(argv[1:])
     write_folder(folder, FLAGS.title or folder.resolve().name, rows, unfinished)
   except (ValueError, OSError) as error:

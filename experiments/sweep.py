@@ -35,13 +35,18 @@ def points() -> Iterator[tuple[str, Config]]:
   """The points of the config file, with the fields set on the command line.
 
   Raises:
-    ValueError: the file has no get_sweep.
+    ValueError: the file has no get_sweep, or one that yields something else.
   """
   path, _, argument = config_flags.get_config_filename(FLAGS['config']).partition(':')
   get_sweep = runpy.run_path(path).get('get_sweep')
   if not inspect.isfunction(get_sweep):
     raise ValueError(f'{path} has no function get_sweep(arg); see configs/first_table.py.')
-  for name, config in get_sweep(argument):
+  for point in get_sweep(argument):
+    if not (isinstance(point, tuple) and len(point) == 2 and isinstance(point[0], str)):
+      raise ValueError(
+        f'get_sweep of {path} yields a {type(point).__name__}; expected pairs (name, config).'
+      )
+    name, config = point
     config.update_from_flattened_dict(config_flags.get_override_values(FLAGS['config']))
     yield name, config
 
@@ -65,7 +70,7 @@ def main(argv: list[str]) -> None:
           bar.set_postfix_str(outcome.name)
 
       outcomes = runner.run_all(runs, FLAGS.workdir, processes=FLAGS.processes, report=report)
-  except (ValueError, FileNotFoundError, ImportError) as error:
+  except (ValueError, AttributeError, OSError, ImportError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   failed = sum(outcome.status == 'failed' for outcome in outcomes)
   print(f'{len(outcomes) - failed} of {len(outcomes)} runs are finished, {failed} failed.')

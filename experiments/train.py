@@ -52,9 +52,9 @@ def _run() -> None:
       return
     if summaries['.']['widths']:
       slim.finish(FLAGS.workdir)
-  except (ValueError, FileNotFoundError, ImportError, DivergedError) as error:
+    path = report.write_report(FLAGS.workdir)
+  except (ValueError, OSError, ImportError, DivergedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
-  path = report.write_report(FLAGS.workdir)
   print(f'{report.table(FLAGS.workdir)}Report: {path}')
 
 

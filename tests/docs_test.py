@@ -55,7 +55,7 @@ def test_code_is_run_by_the_build(page):
     assert TEXTS[page].startswith('---\nfile_format: mystnb\n'), 'the build would not run it'
 
 
-@pytest.mark.parametrize('page', [*TEXTS, 'README.md', 'CONTRIBUTING.md'])
+@pytest.mark.parametrize('page', [*TEXTS, 'README.md', 'CONTRIBUTING.md', 'SECURITY.md'])
 def test_links_lead_somewhere(page):
   text = (ROOT / page).read_text()
   targets = re.findall(r'\]\((?!https?:)([^)\s]+)\)', CELL.sub('', text))

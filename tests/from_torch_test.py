@@ -182,6 +182,7 @@ def test_a_broken_or_absent_safetensors_file_is_refused(tmp_path):
 
 
 def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch):
+  (tmp_path / 'net.pth').touch()
   monkeypatch.setitem(sys.modules, 'torch', None)  # what `import torch` finds where it is absent
   with pytest.raises(ImportError, match='needs torch, which is not installed: pip install torch'):
     from_torch(tmp_path / 'net.pth', TINY)
@@ -189,7 +190,8 @@ def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch):
 
 def torch_that(load, monkeypatch):
   """Puts a module named torch in place that has no more than this `load`."""
-  monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(load=load))
+  module = types.SimpleNamespace(load=load, __version__='2.6.0+cpu')
+  monkeypatch.setitem(sys.modules, 'torch', module)
 
 
 def test_torch_reads_a_file_without_running_code_in_it(tmp_path, monkeypatch):
@@ -197,6 +199,7 @@ def test_torch_reads_a_file_without_running_code_in_it(tmp_path, monkeypatch):
   load = lambda path, **options: calls.append((path, options)) or resnet_state()
   torch_that(load, monkeypatch)
   for path in (tmp_path / 'net.pth', tmp_path / 'net.pt'):
+    path.touch()
     assert_equal(from_torch(path, TINY), from_torch(resnet_state(), TINY))
     assert calls.pop() == (path, {'map_location': 'cpu', 'weights_only': True})
 
@@ -206,12 +209,14 @@ def test_what_torch_cannot_read_is_refused(tmp_path, monkeypatch, error):
   def load(path, **options):
     raise error('broken')
 
+  (tmp_path / 'net.pth').touch()
   torch_that(load, monkeypatch)
   with pytest.raises(ValueError, match=r'net.pth cannot be read as tensors alone.*: broken'):
     from_torch(tmp_path / 'net.pth', TINY)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path, monkeypatch):
+  (tmp_path / 'net.pth').touch()
   torch_that(lambda path, **options: [1, 2], monkeypatch)
   with pytest.raises(ValueError, match='holds a list; expected a state dict'):
     from_torch(tmp_path / 'net.pth', TINY)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 __all__ = ['Budget', 'Scope', 'floored']
 
 Scope = Literal['global', 'layer', 'erk', 'row']
@@ -50,11 +52,13 @@ class Budget:
       raise ValueError(f'scope is {self.scope!r}; expected one of {get_args(Scope)}.')
     if not isinstance(self.of, str) and not hasattr(self.of, 'cost'):
       raise ValueError(f"of is {self.of!r}; expected 'count', 'params', 'macs' or a LatencyTable.")
-    multiple = self.multiple_of
-    if self.min_keep < 0 or (multiple < 1 if isinstance(multiple, int) else multiple != 'auto'):
+    multiple, whole = self.multiple_of, isinstance(self.min_keep, int | np.integer)
+    if not (whole and self.min_keep >= 0) or (
+      multiple < 1 if isinstance(multiple, int) else multiple != 'auto'
+    ):
       raise ValueError(
-        f'min_keep is {self.min_keep} and multiple_of {multiple!r}; expected >= 0, and >= 1 or '
-        "'auto'."
+        f'min_keep is {self.min_keep!r} and multiple_of {multiple!r}; expected integers >= 0 and '
+        ">= 1, or 'auto' for the latter."
       )
 
   @property

@@ -134,7 +134,7 @@ class CostProblem:
     """Checks that the floors fit.
 
     Raises:
-      ValueError: a limit below the cost of the floors.
+      FloorError: a limit below the cost of the floors.
     """
     self.sizes, self.cost, self.limit = dict(sizes), cost, limit
     self.min_keep, self.multiple_of = min_keep, multiple_of

@@ -14,9 +14,10 @@ import numpy as np
 
 from dtp_jax.budget.budget import Budget, floored
 from dtp_jax.budget.problem import CostProblem, CountProblem, Problem
-from dtp_jax.budget.rounding import Cost, Widths, round_to_budget
+from dtp_jax.budget.rounding import Cost, FloorError, Widths, round_to_budget
 from dtp_jax.budget.widths import Choice, choice
 from dtp_jax.graph.cost import counts_of
+from dtp_jax.graph.floor import floor_in_words
 from dtp_jax.prunable import Prunable
 
 __all__ = ['Account', 'Resolved', 'resolve']
@@ -81,9 +82,17 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
 
   Raises:
     ValueError: a budget that cannot be met: an amount above what there is, one below the floors of
-      the channel groups, for 'row' a fraction that is not a whole number of elements in every row;
-      or a unit or scope that the elements do not know.
+      the channel groups (the message names what is frozen, and by which primitive), for 'row' a
+      fraction that is not a whole number of elements in every row; or a unit or scope that the
+      elements do not know.
+    TypeError: no budget, or no elements.
   """
+  if not isinstance(elements, Prunable) or not isinstance(budget, Budget):
+    raise TypeError(
+      f'the budget is {_short(budget)} for elements {_short(elements)}; expected a dtp_jax.Budget, '
+      "as in Budget(0.4, of='macs'), and a graph from dtp_jax.trace or what dtp_jax.weights and "
+      'its like give.'
+    )
   if elements.costs:
     return _channels(budget, elements)
   if budget.of != 'count' or budget.multiple_of != 1:
@@ -96,6 +105,12 @@ def resolve(budget: Budget, elements: Prunable) -> Resolved:
   requested = sum(p.k * p.copies for p in problems)
   total = sum(elements.sizes.values())
   return Resolved(problems, 'count', requested, total, _sum, Choice(1, ''))
+
+
+def _short(value: Any) -> str:
+  """What a value is, in one line."""
+  text = repr(value).partition('\n')[0]
+  return text if len(text) <= 60 else f'{text[:60]}...'
 
 
 def _sum(counts: Sizes) -> int:
@@ -131,7 +146,12 @@ def _channels(budget: Budget, elements: Prunable) -> Resolved:
     problems, limit = _per_array(elements.shapes, widths), sum(shares.values())
   else:
     limit = budget.count(cost.total)
-    problems = _of_cost(budget, elements.shapes, cost, limit, allowed)
+    try:
+      problems = _of_cost(budget, elements.shapes, cost, limit, allowed)
+    except FloorError as error:
+      graph = elements.graph
+      why = '' if graph is None else floor_in_words(graph, budget.unit, sizes)
+      raise ValueError(f'{error} {why}'.rstrip()) from None
   return Resolved(problems, budget.unit, limit, cost.total, cost.at, allowed)
 
 

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-__all__ = ['PARTS', 'Cost', 'Widths', 'limit_at', 'round_to_budget']
+__all__ = ['PARTS', 'Cost', 'FloorError', 'Widths', 'limit_at', 'round_to_budget']
 
 PARTS = 2**24  # of a whole: kept fractions on a ramp are rounded down to it, as float32 holds them
 
 Counts = Mapping[str, int]
 Allowed = Mapping[str, Sequence[int]]  # {group: the increasing counts that it may keep}
+
+
+class FloorError(ValueError):
+  """A budget below what every group keeps at least."""
 
 
 class Cost(Protocol):
@@ -69,7 +73,7 @@ def round_to_budget(
     {group: boolean (n,)}.
 
   Raises:
-    ValueError: a limit below the cost of the floors; the message names both.
+    FloorError: a limit below the cost of the floors; the message names both.
   """
   widths = Widths.of({name: len(z) for name, z in ranking.items()}, min_keep, multiple_of)
   sizes = list(widths.sizes.values())
@@ -82,7 +86,7 @@ def round_to_budget(
 
   if cost_of_prefix(0) > limit:
     steps = f' (multiples of {multiple_of})' if isinstance(multiple_of, int) else ''
-    raise ValueError(
+    raise FloorError(
       f'a budget of {limit} cannot be met: the floor of {min_keep} channels a group{steps} costs '
       f'{cost_of_prefix(0)} of {cost.total}. Raise the budget or lower min_keep or multiple_of.'
     )

@@ -222,7 +222,7 @@ def _unpack(path: pathlib.Path, archive: Archive) -> dict[str, bytes]:
   members = {}
   with tarfile.open(path, 'r:gz') as tar:
     for item in tar:
-      file = tar.extractfile(item) if item.name in wanted else None
+      file = tar.extractfile(item) if item.isfile() and item.name in wanted else None
       if file is not None:
         members[pathlib.PurePosixPath(item.name).name] = file.read()
   return members

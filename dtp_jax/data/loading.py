@@ -146,10 +146,23 @@ def _decode(builder: Any, split: str) -> Split:
   ):
     rows = list(range(start, min(start + _CHUNK, len(records))))
     for row, record in zip(rows, records.__getitems__(rows), strict=True):
-      with Image.open(io.BytesIO(record['image'])) as png:
-        image[row] = np.asarray(png).reshape(image.shape[1:])
+      image[row] = _pixels(record['image'], image.shape[1:], f'{builder.name} {split}, image {row}')
       label[row] = record['label']
   return {'image': image, 'label': label}
+
+
+def _pixels(encoded: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
+  """The pixels of an encoded image, which is not decoded if its header tells of another size."""
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      if image.size != (shape[1], shape[0]):
+        raise ValueError(f'it has {image.size} pixels, expected {(shape[1], shape[0])}')
+      return np.asarray(image).reshape(shape)
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    raise ValueError(
+      f'{name} ({len(encoded):,} bytes) cannot be decoded: {error}. Its record is damaged: remove '
+      'the prepared data set and prepare it again from the archives.'
+    ) from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.graph import Graph
+from dtp_jax.graph import Graph, Slim
 from dtp_jax.trees import flatten
 
 __all__ = ['Agreement', 'ExportError', 'Reference', 'agreement', 'default_tolerance', 'on_cpu']
@@ -39,8 +39,16 @@ class Agreement(NamedTuple):
 
 
 class Reference(NamedTuple):
-  """Inputs of one batch size and the outputs of the masked network for them."""
+  """Inputs of one batch size and the outputs for them that a program must have as well.
 
+  Attributes:
+    network: whose outputs they are, in words.
+    batch: the batch size.
+    inputs: a tuple of trees of arrays.
+    outputs: the arrays of the result.
+  """
+
+  network: str
   batch: int
   inputs: Any
   outputs: list[np.ndarray]
@@ -77,17 +85,36 @@ class Reference(NamedTuple):
 
     given = {name: jnp.asarray(mask, jnp.float32) for name, mask in masks.items()}
     host = {name: np.asarray(array) for name, array in arrays.items()}
+    return cls._of('masked network', functools.partial(masked, host), batches)
+
+  @classmethod
+  def of_slim(
+    cls, slim: Slim, batches: Mapping[int, Any], kwargs: Mapping[str, Any]
+  ) -> 'list[Reference]':
+    """Runs a slim network with refitted norms, which is not the masked one, as `of_masked` does.
+
+    Raises:
+      ExportError: the function fails at a batch size.
+    """
+    arrays, rebuild = flatten(slim.variables)
+    host = rebuild({name: np.asarray(array) for name, array in arrays.items()})
+    return cls._of('slim network', lambda inputs: slim.apply(host, *inputs, **kwargs), batches)
+
+  @classmethod
+  def _of(
+    cls, network: str, run: Callable[[Any], Any], batches: Mapping[int, Any]
+  ) -> 'list[Reference]':
     references = []
     for batch, inputs in batches.items():
       try:
         with on_cpu():
-          outputs = [np.asarray(leaf) for leaf in jax.tree.leaves(masked(host, inputs))]
+          outputs = [np.asarray(leaf) for leaf in jax.tree.leaves(run(inputs))]
       except (TypeError, ValueError) as error:
         raise ExportError(
-          f'the masked network does not run at batch size {batch}; an export must take any: '
+          f'the {network} does not run at batch size {batch}; an export must take any: '
           f'{type(error).__name__}: {error}'
         ) from error
-      references.append(cls(batch, inputs, outputs))
+      references.append(cls(network, batch, inputs, outputs))
     return references
 
   def check(self, what: str, run: Callable[..., Any], tolerance: float) -> dict[str, float | int]:
@@ -109,7 +136,7 @@ class Reference(NamedTuple):
     found = agreement(results, self.outputs)
     if not found.relative <= tolerance:
       raise ExportError(
-        f'the {what} differs from the masked network by {found.difference:.3g} where outputs are '
+        f'the {what} differs from the {self.network} by {found.difference:.3g} where outputs are '
         f'up to {found.scale:.3g}, at batch size {self.batch}: {found.relative:.3g} relative; '
         f'expected at most {tolerance:.3g}. If the network computes in half precision, give the '
         'rounding that you accept, as in tolerance=0.03; nothing was written.'

@@ -112,7 +112,11 @@ def kept_as_json(graph: Graph, kept: Mapping[str, np.ndarray]) -> dict[str, Any]
 def kept_from_json(
   content: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, int], Cuts]:
-  """Inverse of `kept_as_json`: ({group: kept channels}, {group: dense size}, cuts)."""
+  """Inverse of `kept_as_json`: ({group: kept channels}, {group: dense size}, cuts).
+
+  Raises:
+    KeyError, TypeError, ValueError, AttributeError: it is something else.
+  """
   groups, arrays = content['groups'], content['arrays']
   kept = {name: np.asarray(group['kept'], int) for name, group in groups.items()}
   sizes = {name: int(group['size']) for name, group in groups.items()}

@@ -35,7 +35,7 @@ class SavedSlim:
     kept: {group: increasing indices of the channels kept}.
     sizes: {group: channels in the dense network}.
     cuts: per array, its dense shape and the positions kept along the axes that were cut.
-    manifest: versions, inputs and outputs, costs, checks.
+    manifest: versions, inputs and outputs, norms, costs, checks.
   """
 
   folder: pathlib.Path
@@ -47,8 +47,22 @@ class SavedSlim:
 
   @cached_property
   def program(self) -> jax.export.Exported:
-    """The StableHLO: `program.call(variables, *inputs)`, at any batch size, under jit or not."""
-    return jax.export.deserialize(bytearray((self.folder / PROGRAM).read_bytes()))
+    """The StableHLO: `program.call(variables, *inputs)`, at any batch size, under jit or not.
+
+    Raises:
+      FileNotFoundError: the folder has none.
+      ValueError: it cannot be read, by this version of jax at least.
+    """
+    path = self.folder / PROGRAM
+    if not path.is_file():
+      raise FileNotFoundError(f'{self.folder} has no {PROGRAM}: export the model again.')
+    try:
+      return jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # of any type: flatbuffers and XLA have their own
+      raise ValueError(
+        f'{path} cannot be read as a program of jax {jax.__version__} ({type(error).__name__}: '
+        f'{error}). It was cut short or changed, or made by a newer jax: export the model again.'
+      ) from error
 
   def __call__(self, *inputs: Any) -> Any:
     """Outputs of the program for its own variables; no code of the model is needed."""
@@ -65,7 +79,8 @@ class SavedSlim:
       What `dtp_jax.graph.shrink` returned when this was saved.
 
     Raises:
-      ValueError: the network is another one; the first difference is named.
+      ValueError: the network is another one; the first difference is named. Or the manifest has
+        norms that are unknown.
     """
     for name in (*self.sizes, *graph.sizes):
       if self.sizes.get(name) != graph.sizes.get(name):
@@ -74,7 +89,8 @@ class SavedSlim:
           f'{self.sizes.get(name)}, as in {self.folder}. Trace the network that was saved.'
         )
     structs = jax.tree.map(lambda a: abstract(a) if hasattr(a, 'shape') else a, variables)
-    slim = shrink(graph, structs, masks_of(self.kept, self.sizes), min_keep=0)
+    masks, norms = masks_of(self.kept, self.sizes), self.manifest.get('norms', 'exact')
+    slim = shrink(graph, structs, masks, min_keep=0, norms=norms)
     structs, rebuild = flatten(slim.variables)
     arrays = flat(self.variables)
     for name in (*structs, *arrays):
@@ -91,9 +107,12 @@ class SavedSlim:
 def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
   """Reads what `save_slim` wrote.
 
+  The files are data: nothing in them is unpickled or run, and none is read but the four of this
+  folder, whatever the manifest says. The program is read when it is first asked for.
+
   Raises:
-    FileNotFoundError: no slim model in the folder.
-    ValueError: of a newer format, or its files do not fit together.
+    FileNotFoundError: no slim model in the folder, or one that lacks a file.
+    ValueError: of a newer format, damaged, or its files do not fit together.
   """
   folder = pathlib.Path(folder)
   if not (folder / MANIFEST).exists():
@@ -102,9 +121,13 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
       'dtp_jax.export.save_slim or python -m experiments.export.'
     )
   manifest = read_json(folder / MANIFEST)
-  if manifest.get('format') != FORMAT:
+  if not isinstance(manifest, dict) or 'format' not in manifest:
     raise ValueError(
-      f'{folder} has format {manifest.get("format")}; expected {FORMAT}. Load it with the '
+      f'{folder / MANIFEST} is not the manifest of a slim model: it names no format. Export again.'
+    )
+  if manifest['format'] != FORMAT:
+    raise ValueError(
+      f'{folder} has format {manifest["format"]!r}; expected {FORMAT}. Load it with the '
       f'versions that wrote it: {manifest.get("versions")}.'
     )
   return read_files(folder, manifest)
@@ -119,9 +142,17 @@ def read_files(folder: pathlib.Path, manifest: dict[str, Any]) -> SavedSlim:
   """Reads the files beside the manifest.
 
   Raises:
-    ValueError: they do not fit together.
+    FileNotFoundError, ValueError: see `load_slim`.
   """
-  kept, sizes, cuts = kept_from_json(read_json(folder / KEPT))
+  for name in (KEPT, VARIABLES):
+    if not (folder / name).is_file():
+      raise FileNotFoundError(f'{folder} has no {name} beside its {MANIFEST}: export again.')
+  try:
+    kept, sizes, cuts = kept_from_json(read_json(folder / KEPT))
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f'{folder / KEPT} does not say what was kept ({type(error).__name__}: {error}): export again.'
+    ) from error
   arrays = read_safetensors(folder / VARIABLES)
   for name in (*cuts, *arrays):
     there = arrays[name].shape if name in arrays else None

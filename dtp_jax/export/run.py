@@ -1,7 +1,9 @@
 """From a finished run of channel pruning to its slim model: saved, checked, timed."""
 
 import functools
+import math
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +14,11 @@ from dtp_jax import export
 from dtp_jax.budget.latency import interleaved
 from dtp_jax.data import Dataset, load
 from dtp_jax.data.images import normalise
-from dtp_jax.files import read_json, write_json
-from dtp_jax.graph import Graph, shrink, trace
+from dtp_jax.files import read_json, read_npz, write_json
+from dtp_jax.graph import Graph, Norms, shrink, trace
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train.recipe import Config, build_model
-from dtp_jax.trees import nested
+from dtp_jax.trees import flat, nested
 
 __all__ = ['FinishedRun', 'finish', 'load_run', 'save']
 
@@ -55,7 +57,8 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
   Raises:
     FileNotFoundError: not a run folder, or a run that has not finished; its data set is not
       prepared.
-    ValueError: a run that pruned something else than channels.
+    ValueError: a run that pruned something else than channels, or arrays that are not those of its
+      network.
   """
   workdir = pathlib.Path(workdir)
   config = run_folder.read_config(workdir)
@@ -67,21 +70,49 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
       'to shrink. Slim models come from runs with --config.prune.granularity=channels.'
     )
   data = load(config.data)
-  with np.load(workdir / 'pruned.npz') as pruned, np.load(workdir / 'masks.npz') as masks:
-    variables, hard = jax.tree.map(jnp.asarray, nested(pruned)), dict(masks)
   model, images = build_model(config, data.num_classes), jnp.zeros((1, *data.image_shape))
-  graph = trace(model.apply, variables, images, train=False)
-  return FinishedRun(config, data, graph, variables, hard)
+  init = functools.partial(model.init, train=False)
+  structs = jax.eval_shape(init, jax.random.key(0), images)
+  graph = trace(model.apply, structs, images, train=False)
+  masks = {name: jax.ShapeDtypeStruct((n,), bool) for name, n in graph.sizes.items()}
+  pruned = _arrays(workdir / 'pruned.npz', flat(structs), required=flat(structs))
+  hard = _arrays(workdir / 'masks.npz', masks)  # of groups that were excluded there is none
+  return FinishedRun(config, data, graph, jax.tree.map(jnp.asarray, nested(pruned)), hard)
+
+
+def _arrays(
+  path: pathlib.Path, expected: Mapping[str, Any], *, required: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+  """The arrays of a file, which must have these names and shapes."""
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path} is not there: its run has not finished, or was not kept whole.'
+    )
+  found = read_npz(path, sum(math.prod(s.shape) * s.dtype.itemsize for s in expected.values()))
+  for name in (*required, *found):
+    shapes = [getattr(arrays.get(name), 'shape', None) for arrays in (found, expected)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(
+        f'{path} has {name!r} of shape {shapes[0]}; expected {shapes[1]}, as in the network of its '
+        'config.json. It is of another run: export the run it was written by.'
+      )
+  return found
 
 
 def save(
-  run: FinishedRun, folder: str | pathlib.Path, *, onnx: bool = False, overwrite: bool = False
+  run: FinishedRun,
+  folder: str | pathlib.Path,
+  *,
+  norms: Norms = 'exact',
+  onnx: bool = False,
+  overwrite: bool = False,
 ) -> dict[str, Any]:
   """Exports the slim model of a run, with its config and how its input is normalised.
 
   Args:
     run: from `load_run`.
     folder: of the slim model.
+    norms: 'exact' or 'refit', see `dtp_jax.export.save_slim`.
     onnx: whether to write model.onnx as well.
     overwrite: whether to replace a slim model in `folder`.
 
@@ -101,6 +132,7 @@ def save(
     (run.images(_CHECKED),),
     kwargs={'train': False},
     about={'config': run.config.to_dict(), 'data': {'name': data.name, **scale}},
+    norms=norms,
     onnx=onnx,
     overwrite=overwrite,
   )

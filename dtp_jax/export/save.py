@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import dtp_jax
 from dtp_jax.export import load
 from dtp_jax.export import onnx as onnx_file
-from dtp_jax.export.checks import Reference, default_tolerance
+from dtp_jax.export.checks import Reference, agreement, default_tolerance
 from dtp_jax.export.cuts import kept_as_json
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import PLATFORMS, stablehlo
 from dtp_jax.files import write_json, write_safetensors
-from dtp_jax.graph import Graph, Slim, shrink
+from dtp_jax.graph import Graph, Norms, Slim, shrink
 from dtp_jax.trees import flatten
 
 __all__ = ['save_slim']
@@ -37,6 +37,7 @@ def save_slim(
   *,
   kwargs: Mapping[str, Any] | None = None,
   about: Mapping[str, Any] | None = None,
+  norms: Norms = 'exact',
   onnx: bool = False,
   tolerance: float | None = None,
   overwrite: bool = False,
@@ -58,13 +59,16 @@ def save_slim(
       it is as long.
     kwargs: keyword arguments of the function, as in {'train': False}; fixed in the programs.
     about: what to note in the manifest, as JSON: the budget that was requested, the data.
+    norms: 'exact' or 'refit', as for `dtp_jax.graph.shrink`. A refitted network is another one than
+      the masked: programs are then held to the slim network itself, and the manifest notes under
+      'from_masked' by how much it differs, relative to the largest output.
     onnx: also write model.onnx, and check it in onnxruntime. Needs the extra `onnx`.
     tolerance: largest difference from the masked network that passes, relative to the largest
       output. Default: 1e-5, or four roundings of the outputs' type for half precision.
     overwrite: replace a slim model that is in the folder.
 
   Returns:
-    The manifest: versions, inputs, outputs, costs of the dense and the slim network, checks.
+    The manifest: versions, inputs, outputs, norms, costs of the dense and the slim network, checks.
 
   Raises:
     ExportError: a difference over the tolerance, with the figures; or jax or jax2onnx refuse.
@@ -76,10 +80,12 @@ def save_slim(
   _check_free(folder, overwrite)
   if onnx:
     onnx_file.check_installed()
-  signature, slim = Signature.of(inputs), shrink(graph, variables, hard)
+  signature, slim = Signature.of(inputs), shrink(graph, variables, hard, norms=norms)
   batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
   masks = load.masks_of(slim.kept, graph.sizes)
-  references = Reference.of_masked(graph, variables, masks, batches, kwargs)
+  references = masked = Reference.of_masked(graph, variables, masks, batches, kwargs)
+  if norms == 'refit':
+    references = Reference.of_slim(slim, batches, kwargs)
   tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
   with _whole(folder) as temporary:
     written = _write_data(temporary, graph, slim, signature, kwargs)
@@ -95,6 +101,8 @@ def save_slim(
       'inputs': _described(signature.names, jax.tree.leaves(signature.structs)),
       'outputs': _described(None, written.program.out_avals),
       'kwargs': {name: repr(value) for name, value in kwargs.items()},
+      'norms': norms,
+      'from_masked': agreement(references[0].outputs, masked[0].outputs).relative,
       'costs': _costs(graph, slim),
       'checks': {'tolerance': tolerance, **checks},
       'about': dict(about or {}),

@@ -127,10 +127,15 @@ class Graph:
 
     Returns:
       {group: (n,) array}.
+
+    Raises:
+      ValueError: a tree with none of the traced variables.
     """
     arrays = dict(by_path(tree)[0])
     wanted, sums = set(roles), {}
     skip = 0 if any(leaf.path in arrays for leaf in self.leaves) else 1
+    if not any(leaf.path[skip:] in arrays for leaf in self.leaves):
+      raise ValueError(_none_of(sorted('/'.join(leaf.path) for leaf in self.leaves)[0]))
     for name, group in self.groups.items():
       total = jnp.zeros(group.size)
       for s in group.slices:
@@ -156,13 +161,17 @@ class Graph:
       if all(path[skip:] in place for path in wanted):
         return skip
     missing = sorted('/'.join(path) for path in wanted if path not in place)
-    raise ValueError(
-      f'the tree has no {missing[0]!r}: expected the traced variables or the entry '
-      'of them that holds the parameters'
-    )
+    raise ValueError(_none_of(missing[0]))
 
   def __str__(self) -> str:
     return report(self.groups, self.frozen, self.macs, self.params)
+
+
+def _none_of(name: str) -> str:
+  return (
+    f'the tree has no {name!r}: expected the traced variables or the entry of them that holds the '
+    'parameters'
+  )
 
 
 def along(mask: jax.Array, index: np.ndarray) -> jax.Array:

@@ -76,7 +76,13 @@ def shrink(
   Raises:
     ValueError: the graph has no prunable group (with its report), an unknown group, a mask that
       is not 0 and 1 or of another shape, variables unlike the traced ones, or unknown norms.
+    TypeError: no graph, or no masks by group.
   """
+  if not isinstance(graph, Graph) or not isinstance(hard, Mapping):
+    raise TypeError(
+      f'the graph is a {type(graph).__name__} and the masks are a {type(hard).__name__}; expected '
+      'what dtp_jax.trace returns, and {group: mask}.'
+    )
   if norms not in get_args(Norms):
     raise ValueError(f'norms is {norms!r}; expected one of {get_args(Norms)}.')
   if not graph.groups:

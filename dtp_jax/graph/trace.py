@@ -22,9 +22,10 @@ from dtp_jax.graph.dims import UNIT, Atom, Dim, atoms, freeze, is_one, unify
 from dtp_jax.graph.flow import ACTIVATION, CONSTANT, WEIGHT, Contraction, Flow, Value
 from dtp_jax.graph.graph import Graph
 from dtp_jax.graph.groups import Leaf, Path
-from dtp_jax.trees import by_path, is_array
+from dtp_jax.trees import by_path, is_array, nnx_states
 
 TRACED = object()
+_SHOWN = 8  # variables in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +68,11 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     fn: any JAX function, called as `fn(variables, *inputs, **static)`: a Linen `model.apply`, a
       function of an NNX state or an Equinox model, plain JAX. It is not edited.
     variables: its parameters and state, a pytree of arrays or `jax.ShapeDtypeStruct`s. If it is a
-      dict with a 'params' entry, that entry holds the parameters; else all float leaves are.
-    *inputs: what it is applied to. The leading axis of the first array that has one is taken to
-      be the batch; MACs are counted for one example.
+      dict with a 'params' entry, that entry holds the parameters; else all float leaves are, but
+      for those in an NNX variable that is no `nnx.Param` (statistics).
+    *inputs: what it is applied to. The batch is taken to be the leading axis of the first array
+      with two axes or more, or else of the first with one: flags, keys and positions may come
+      before the images. MACs are counted for one example.
     **static: keyword arguments. Arrays among them (random keys) are traced, the rest (flags,
       names) is fixed.
 
@@ -78,7 +81,9 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     new state (Linen's `mutable=['batch_stats']`) are recognised by their paths in `variables`.
 
   Raises:
+    TypeError: `fn` is no function.
     ValueError: there are no variables to prune.
+    Exception: whatever `fn` raises when it is called so, with a note of the shapes it was given.
 
   Example:
     >>> import jax.numpy as jnp
@@ -87,6 +92,10 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     >>> list(graph.groups), graph.macs.total
     (['in'], 40)
   """
+  if not callable(fn):
+    raise TypeError(
+      f'fn is {fn!r}; expected a function called as fn(variables, *inputs), such as model.apply.'
+    )
   call = Call.of(variables, inputs, static)
   leaves = leaves_of(variables)
   if not leaves:
@@ -109,11 +118,13 @@ def abstract(array: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtype
 def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   """The array leaves of the variables with their paths, in tree order."""
   named_params = isinstance(variables, Mapping) and 'params' in variables
+  states = nnx_states(variables)
   leaves = []
   for path, leaf in by_path(variables)[0]:
     if is_array(leaf):
       floating = bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
-      is_param = path[0] == 'params' if named_params else floating
+      is_state = any(path[: len(state)] == state for state in states)
+      is_param = path[0] == 'params' if named_params else floating and not is_state
       leaves.append(Leaf(path, tuple(leaf.shape), leaf.dtype, is_param))
   return tuple(leaves)
 
@@ -130,7 +141,11 @@ def analyze(
     given: parameter axes that are masked anyway, and so do not count as a choice.
   """
   structs = [abstract(a) for a in call.arrays]
-  closed, out = jax.make_jaxpr(call.bind(fn), return_shape=True)(*structs)
+  try:
+    closed, out = jax.make_jaxpr(call.bind(fn), return_shape=True)(*structs)
+  except Exception as error:  # of any type: it comes from the function
+    error.add_note(_given(leaves, structs))
+    raise
   ins = list(_arguments(call, structs, leaves))
   flow = Flow()
   outs, scope = flow.walk(closed, ins)
@@ -143,6 +158,17 @@ def analyze(
   return Traced(scope, leaf_dims, out_tree, masked, flow)
 
 
+def _given(leaves: Sequence[Leaf], structs: Sequence[Any]) -> str:
+  """A note for an error of the traced function."""
+  shown = [f'{"/".join(leaf.path)} {list(leaf.shape)}' for leaf in leaves]
+  shown = [*shown[:_SHOWN], '...'] if len(shown) > _SHOWN else shown
+  inputs = ', '.join(f'{s.dtype}{list(s.shape)}' for s in structs[len(leaves) :])
+  return (
+    f'fn(variables, *inputs) was traced with the variables {", ".join(shown)} and the inputs '
+    f'{inputs or "none"}; expected that it runs so. Call it once with the same arguments.'
+  )
+
+
 def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> Iterator[Value]:
   """The values of the traced arguments: variables first, then inputs and traced keywords."""
   for i, leaf in enumerate(leaves):
@@ -153,13 +179,20 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
       if leaf.is_param
       else Value(dims, (FINITE,) * len(dims), CONSTANT)
     )
-  first = next((i for i, struct in enumerate(structs) if i >= len(leaves) and struct.shape), None)
-  for i, struct in enumerate(structs[len(leaves) :], len(leaves)):
+  first = _batched([struct.shape for struct in structs[len(leaves) :]])
+  for i, struct in enumerate(structs[len(leaves) :]):
     dims = tuple(
       UNIT if is_one(size) else Atom(size, 'an input', batch=i == first and d == 0)
       for d, size in enumerate(struct.shape)
     )
     yield Value(dims, (FINITE,) * len(dims), ACTIVATION)
+
+
+def _batched(shapes: Sequence[tuple[Any, ...]]) -> int | None:
+  """Which of the inputs has the batch along its leading axis."""
+  ranked = ((min(len(shape), 2), -i) for i, shape in enumerate(shapes) if shape)
+  best = max(ranked, default=None)
+  return None if best is None else -best[1]
 
 
 def _settle_output(path: tuple[str, ...], value: Value, state: dict[Path, tuple[Dim, ...]]) -> None:

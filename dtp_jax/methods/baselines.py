@@ -5,6 +5,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -142,7 +143,7 @@ def spartan(
   Raises:
     ValueError: an option out of range, or a budget that cannot be met.
   """
-  if min(beta) <= 0:
+  if np.shape(beta) != (2,) or min(beta) <= 0:
     raise ValueError(f'beta is {beta}; expected two numbers > 0.')
   sharpness = optax.linear_schedule(*beta, transition_steps=max(1, ramp_steps(steps, ramp)))
 

@@ -1,6 +1,6 @@
 """The shape of every pruning method: a bundle of pure functions over pytrees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from jax import Array
 from dtp_jax import transport
 from dtp_jax.budget import Budget, Resolved, resolve
 from dtp_jax.budget.problem import Problem
-from dtp_jax.graph import Graph, shrink
+from dtp_jax.graph import Graph, Norms, shrink
 from dtp_jax.prunable import Masks, Params, Prunable, channels
 
 __all__ = [
@@ -122,29 +122,33 @@ class Pruner(NamedTuple):
 
   def harden(self, extra: Extra) -> Masks:
     """Boolean masks {name: array} that keep exactly the budget, by the ranking in 'transport'."""
-    hard: Masks = {}
+    ranking, hard = _collection(extra, 'transport', self.elements), {}
     for problem in self.resolved.problems:
-      hard |= problem.scatter(problem.hard(problem.gather(extra['transport'])))
+      hard |= problem.scatter(problem.hard(problem.gather(ranking)))
     return hard
 
-  def shrink(self, variables: Any, extra: Extra) -> Any:
+  def shrink(self, variables: Any, extra: Extra, norms: Norms = 'exact') -> Any:
     """The network at exactly its budget.
 
     Args:
       variables: for channels the variables that were traced, whole; else as params above.
       extra: the collections, of which 'transport' is read.
+      norms: of channels, 'exact' or 'refit', as in `dtp_jax.shrink`.
 
     Returns:
       For channels a smaller dense model, a `dtp_jax.Slim`, with the output of the masked network.
       For single weights, rows and blocks, which leave nothing to delete, the tree with exact zeros.
 
     Raises:
-      ValueError: variables that are not those traced.
+      ValueError: variables that are not those traced, unknown norms, or 'refit' where no channel is
+        deleted.
     """
     hard = self.harden(extra)
-    if self.elements.graph is None:
-      return self.apply_masks(variables, hard)
-    return shrink(self.elements.graph, variables, hard)
+    if self.elements.graph is not None:
+      return shrink(self.elements.graph, variables, hard, norms=norms)
+    if norms != 'exact':
+      raise ValueError(f'norms is {norms!r}; nothing is deleted here, so expected the default.')
+    return self.apply_masks(variables, hard)
 
   def apply_masks(self, params: Params, masks: Masks) -> Params:
     """Params times masks {name: array of the score shape}; differentiable in both."""
@@ -187,8 +191,11 @@ def bundle(
     return {'scores': scores, 'transport': state}
 
   def masks(params: Params, extra: Extra, step: Any) -> tuple[Masks, dict[str, Array]]:
-    magnitudes, state = elements.magnitude(params), extra['transport']
-    scores = extra['scores'] or {name: jnp.zeros_like(z) for name, z in state.items()}
+    magnitudes, state = elements.magnitude(params), _collection(extra, 'transport', elements)
+    learned = bool(extra.get('scores', True))
+    scores = (
+      _collection(extra, 'scores', elements) if learned else jax.tree.map(jnp.zeros_like, state)
+    )
     soft: Masks = {}
     following: dict[str, Array] = {}
     for problem in resolved.problems:
@@ -203,6 +210,18 @@ def bundle(
 
   _try_out(elements, resolved.problems[0], rule)
   return Pruner(elements, resolved, init, masks)
+
+
+def _collection(extra: Extra, name: str, elements: Prunable) -> dict[str, Array]:
+  """One of the two collections, with an array for each name of the elements."""
+  found = extra.get(name) if isinstance(extra, Mapping) else None
+  if found is None or set(found) != set(elements.shapes):
+    there = 'missing' if found is None else f'of {sorted(found)}'
+    raise ValueError(
+      f'in extra {name!r} is {there}; expected what Pruner.init gives, with an array for each of '
+      f'{sorted(elements.shapes)}.'
+    )
+  return found
 
 
 def keep_at(problem: Problem, overall: Any, target: float) -> Any:

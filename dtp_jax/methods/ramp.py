@@ -2,11 +2,12 @@
 
 import functools
 
+import numpy as np
 import optax
 
 from dtp_jax.methods.pruner import Ramp, Schedule
 
-__all__ = ['cubic', 'cubic_ramp', 'ramp_steps']
+__all__ = ['check_steps', 'cubic', 'cubic_ramp', 'ramp_steps']
 
 
 def cubic_ramp(target: float, steps: int, *, initial: float = 0.9) -> Schedule:
@@ -39,14 +40,19 @@ def cubic(steps: int, share: float, *, initial: float) -> Ramp:
   return functools.partial(cubic_ramp, steps=ramp_steps(steps, share), initial=initial)
 
 
+def check_steps(steps: int) -> None:
+  """Raises ValueError unless `steps` is the length of a soft stage."""
+  if not isinstance(steps, int | np.integer) or steps < 1:
+    raise ValueError(f'steps is {steps!r}; expected a soft stage of at least 1 step, an integer.')
+
+
 def ramp_steps(steps: int, share: float) -> int:
   """Length of a ramp over a share of the soft stage.
 
   Raises:
     ValueError: steps or share out of range.
   """
-  if steps < 1:
-    raise ValueError(f'steps is {steps}; expected a soft stage of at least 1 step.')
+  check_steps(steps)
   if not 0 <= share <= 1:
     raise ValueError(f'ramp is {share}; expected a share of the soft stage in [0, 1].')
   return round(share * steps)

@@ -13,7 +13,7 @@ from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import log_importance, probed, second_moment
 from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
-from dtp_jax.methods.ramp import cubic, ramp_steps
+from dtp_jax.methods.ramp import check_steps, cubic, ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
@@ -51,8 +51,7 @@ def transportation(
   presets: dict[str, Callable[..., Pruner]] = {'default': evidential, 'paper': proximal}
   if preset not in presets:
     raise ValueError(f"preset is {preset!r}; expected 'default' or 'paper'.")
-  if steps < 1:
-    raise ValueError(f'steps is {steps}; expected a soft stage of at least 1 step.')
+  check_steps(steps)
   known = list(inspect.signature(presets[preset]).parameters)[3:]  # after the budget and steps
   unknown = sorted(set(options) - set(known))
   if unknown:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from dtp_jax.files import read_safetensors
 from dtp_jax.models.mobilenet import MobileNetV2
@@ -32,6 +32,7 @@ _LEAVES = {
 }
 _COUNTER = '.num_batches_tracked'  # of a batch norm; nothing in evaluation reads it
 _SHOWN = 8  # names of a kind in an error
+_SAFE_TORCH = (2, 6)  # from which weights_only=True keeps its promise
 
 
 def from_torch(
@@ -57,7 +58,8 @@ def from_torch(
     TypeError: the model is of another kind.
     ValueError: the names, shapes or types are not those of the model, with all of their counts and
       the first names; or the file is not what its suffix says.
-    ImportError: a .pth or .pt file, and torch is not installed.
+    FileNotFoundError: there is no such file.
+    ImportError: a .pth or .pt file, and torch is not installed or older than 2.6.
   """
   layout = _layout(model)
   state = source if isinstance(source, Mapping) else _read(pathlib.Path(source))
@@ -181,15 +183,27 @@ def _check(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndar
     )
 
 
+def _check_size(path: pathlib.Path) -> None:
+  """Refuses a zip archive that unpacks to more than it is: torch stores its parts as they are."""
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      unpacked, stored = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+    if unpacked > stored:
+      raise ValueError(
+        f'{path} has {stored:,} bytes and unpacks to {unpacked:,}; torch.save does not compress: '
+        'expected a file it wrote.'
+      )
+
+
 def _read(path: pathlib.Path) -> Mapping[str, Any]:
   """The state dict in a file."""
-  if path.suffix == '.safetensors':
-    try:
-      return read_safetensors(path)
-    except safetensors.SafetensorError as error:
-      raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
-  if path.suffix not in ('.pth', '.pt'):
+  if path.suffix not in ('.safetensors', '.pth', '.pt'):
     raise ValueError(f'{path} ends in {path.suffix!r}; expected .safetensors, .pth or .pt.')
+  if not path.is_file():
+    raise FileNotFoundError(f'{path} is no file; expected the path of a state dict.')
+  if path.suffix == '.safetensors':
+    return read_safetensors(path)
+  _check_size(path)
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -197,6 +211,11 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
       f'reading {path} needs torch, which is not installed: pip install torch. Or hand over a '
       '.safetensors file or a mapping of NumPy arrays, which need no torch.'
     ) from error
+  if tuple(map(int, torch.__version__.split('.')[:2])) < _SAFE_TORCH:
+    raise ImportError(
+      f'reading {path} needs torch 2.6 or later, this is {torch.__version__}: earlier ones can be '
+      'made to run code in a file of tensors (CVE-2025-32434). pip install -U torch.'
+    )
   try:
     state = torch.load(path, map_location='cpu', weights_only=True)
   except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

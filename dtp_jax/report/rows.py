@@ -120,8 +120,8 @@ def _row(folder: pathlib.Path, name: str) -> Row:
       'command': _without_places(environment['command']),
       'run': name,
     }
-    row = {field: '' if found[field] is None else found[field] for field in COLUMNS}
-  except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    row = {field: _checked(field, found[field]) for field in COLUMNS}
+  except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
     raise ValueError(
       f'{folder} is not a readable run ({type(error).__name__}: {error}); expected config.json, '
       'environment.json and summary.json as training writes them. Train it anew or move it away.'
@@ -129,6 +129,16 @@ def _row(folder: pathlib.Path, name: str) -> Row:
   if row['method'] == 'dense':
     row |= dict.fromkeys(('granularity', 'unit', 'keep', 'requested', 'achieved', 'total'), '')
   return row
+
+
+def _checked(field, value):
+  """The value of a field; '' for none. Raises TypeError where it is of another type."""
+  kind = int | float if _TYPES[field] is float else _TYPES[field]
+  if value in (None, ''):
+    return ''
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise TypeError(f'{field} is {value!r}, not of type {_TYPES[field].__name__}')
+  return value
 
 
 def _macs(summary):
@@ -192,7 +202,9 @@ def read_csv(path: pathlib.Path) -> list[Row]:
     ValueError: other columns, or a number that is none.
   """
   rows = _read(path, COLUMNS)
-  return [{name: _typed(path, name, text) for name, text in row.items()} for row in rows]
+  return [
+    {name: _typed(path, name, text, _TYPES[name]) for name, text in row.items()} for row in rows
+  ]
 
 
 def _read(path, columns):
@@ -200,14 +212,21 @@ def _read(path, columns):
     reader = csv.DictReader(file)
     if tuple(reader.fieldnames or ()) != columns:
       raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {list(columns)}.')
-    return list(reader)
+    rows = []
+    for row in reader:
+      if None in row or None in row.values():  # what DictReader makes of too many and too few
+        raise ValueError(
+          f'{path}, line {reader.line_num}: expected {len(columns)} cells, as above.'
+        )
+      rows.append(row)
+    return rows
 
 
-def _typed(path, name, text):
-  if text == '' or _TYPES[name] is str:
+def _typed(path, name, text, kind):
+  if text == '' or kind is str:
     return text
   try:
-    return _TYPES[name](text)
+    return kind(text)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{path} has {name} {text!r}; expected a number.') from error
 
@@ -258,6 +277,6 @@ def read_published(path: pathlib.Path) -> list[Published]:
     if not row['source']:
       raise ValueError(f'{path} has a figure without a source: {row}.')
     for name in ('accuracy', 'base_accuracy', 'speedup', 'sparsity'):
-      row[name] = float(row[name]) if row[name] else ''
+      row[name] = _typed(path, name, row[name], float)
     found.append(Published(**row))
   return found

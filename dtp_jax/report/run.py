@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dtp_jax.files import read_json, write_bytes, write_text
+from dtp_jax.files import read_json, read_npz, write_bytes, write_text
 from dtp_jax.report.plots import png
 from dtp_jax.report.rows import collect
 from dtp_jax.report.style import axes, label, mark
@@ -127,7 +127,10 @@ def _figure_lines(workdir, main):
     'kept': (kept, 'What is left of each layer.'),
   }
   if not main['widths']:
-    figures['mask'] = _draw_mask(workdir), 'The mask of the largest layer: dark weights are kept.'
+    figures['mask'] = (
+      _draw_mask(workdir, main['total']),
+      'The mask of the largest layer: dark weights are kept.',
+    )
   (workdir / 'figures').mkdir(exist_ok=True)
   lines = []
   for name, (figure, caption) in figures.items():
@@ -202,10 +205,10 @@ def _draw_kept(summaries: Sequence[dict[str, Any]]):
   return figure
 
 
-def _draw_mask(workdir):
-  with np.load(workdir / 'masks.npz') as masks:
-    name = max(masks.files, key=lambda n: masks[n].size)
-    mask = masks[name]
+def _draw_mask(workdir, elements):
+  masks = read_npz(workdir / 'masks.npz', elements * np.dtype(bool).itemsize)
+  name = max(masks, key=lambda n: masks[n].size)
+  mask = masks[name]
   plane = mask.reshape(-1, mask.shape[-1])
   plane = plane.T if plane.shape[0] > plane.shape[1] else plane
   figure, plot = axes(figsize=(7.5, 1.2 + 6.3 * plane.shape[0] / plane.shape[1]))

@@ -1,6 +1,8 @@
 """Command line of the experiments: absl flags whose errors say what was meant."""
 
 import difflib
+import itertools
+import re
 import sys
 from typing import Any
 
@@ -24,10 +26,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     _check_fields(argv)
     rest = defined(argv)
-  except (flags.Error, OSError, ValueError, TypeError, IndexError) as error:
+  except (flags.Error, OSError, ValueError, TypeError, IndexError, SyntaxError) as error:
     sys.exit(f'{error}\nTry --help.')
   for name, hint in {'config': 'configs/mnist_mini.py', 'workdir': 'runs/mnist_mini'}.items():
-    if name in defined and defined[name].value is None:
+    if name in defined and defined[name].value in (None, ''):
       sys.exit(f'--{name} is missing; give one, as in --{name}={hint}. Try --help.')
   if len(rest) > 1:
     sys.exit(f'{rest[1]!r} is not a flag; fields are set as in --config.seed=1. Try --help.')
@@ -40,7 +42,7 @@ def _check_fields(argv: list[str]) -> None:
   ml_collections raises a KeyError there, which does not say of which flag.
   """
   config, names = None, []
-  for arg, following in zip(argv[1:], [*argv[2:], ''], strict=True):
+  for arg, following in itertools.pairwise([*argv[1:], '']):
     name, equals, value = arg.lstrip('-').partition('=')
     if arg.startswith('-') and name == 'config':
       config = _load(value if equals else following)
@@ -64,5 +66,9 @@ def _load(path: str) -> ConfigDict:
     config: Any = config_flags.ConfigFileFlagParser('config').parse(path)
   except (TypeError, ValueError) as error:
     raise error.__context__ or error from None  # around it is one whose text is the traceback
+  except AttributeError as error:  # of a field that the base config has not
+    text = str(error.args[0].args[0] if isinstance(error.args[0], KeyError) else error)
+    text = re.sub(r' Other fields present: ".*?"\n', ' ', text, flags=re.DOTALL)
+    raise ValueError(f'{path} cannot be loaded: {text}') from None
   config.keys()  # a file that could not be loaded raises here
   return config

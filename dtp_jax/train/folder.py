@@ -82,11 +82,21 @@ def read_config(workdir: str | pathlib.Path) -> Any:
 
   Raises:
     FileNotFoundError: not a run folder.
+    ValueError: its config is none.
   """
   path = pathlib.Path(workdir) / 'config.json'
   if not path.exists():
-    raise FileNotFoundError(f'{workdir} is not a run folder: it has no config.json.')
-  return ml_collections.ConfigDict(read_json(path))
+    raise FileNotFoundError(
+      f'{workdir} is not a run folder: it has no config.json. Give the --workdir of a training run.'
+    )
+  fields = read_json(path)
+  sections = ('data', 'model', 'prune')
+  if not isinstance(fields, dict) or not all(isinstance(fields.get(s), dict) for s in sections):
+    raise ValueError(
+      f'{path} is no config: it lacks one of the sections {", ".join(sections)}. Give the '
+      '--workdir of a training run.'
+    )
+  return ml_collections.ConfigDict(fields)
 
 
 def _command():

@@ -59,9 +59,9 @@ def train_and_evaluate(
     FileNotFoundError: data that is not prepared, or a fork without its checkpoint.
     DivergedError: NaN or infinite loss; the message names step, stage and last good checkpoint.
   """
-  workdir = run_folder.open_run(config, workdir)
   data = load(config.data) if data is None else data
   recipe, create = build(config, data)
+  workdir = run_folder.open_run(config, workdir)  # nothing is written for a config that is refused
   stages = recipe.stages
   checkpoints = Checkpoints(workdir / 'checkpoints', always=(stages.soft_start, stages.total))
   with contextlib.closing(checkpoints):

@@ -1,7 +1,7 @@
 """From a config to the parts of a run: model, method, optimizer, stages."""
 
+import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,18 +12,17 @@ import optax
 from jax.sharding import Mesh
 
 from dtp_jax import methods, models, prunable
-from dtp_jax.budget import Budget
-from dtp_jax.budget.latency.table import LatencyTable
 from dtp_jax.data import Dataset
 from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
 from dtp_jax.train import mesh as meshes
+from dtp_jax.train.fields import build_budget, check
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState, create_train_state
 from dtp_jax.train.step import Recipe
 
-__all__ = ['Config', 'build', 'build_model', 'build_stages']
+__all__ = ['Config', 'build', 'build_budget', 'build_model', 'build_stages']
 
 Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
@@ -50,11 +49,11 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     what `mesh.template` is made of.
 
   Raises:
-    ValueError: an unknown name or an option out of range, a mesh that the devices do not make up.
-    ImportError: a module of `config.imports` that is not there.
+    ValueError: an unknown name or an option out of range, a budget that the network cannot meet, a
+      mesh that the devices do not make up.
+    FileNotFoundError, ImportError: see `dtp_jax.train.fields.check`.
   """
-  for module in config.get('imports', ()):
-    importlib.import_module(module)  # registers methods
+  check(config)
   mesh = meshes.make(config.mesh)
   meshes.check_batch(mesh, config.data.batch_size, config.accumulate)
   model = build_model(config, data.num_classes)
@@ -151,8 +150,14 @@ class Preprocess(NamedTuple):
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
   """The network that `config.model` names, with its fields as attributes."""
-  fields = dict(config.model)
-  return _choose(MODELS, 'model.name', fields.pop('name'))(num_classes=num_classes, **fields)
+  given = dict(config.model)
+  name = given.pop('name')
+  kind = _choose(MODELS, 'model.name', name)
+  known = {field.name for field in dataclasses.fields(kind)} - {'parent', 'name', 'num_classes'}
+  unknown = sorted(set(given) - known)
+  if unknown:
+    raise ValueError(f'model.{unknown[0]} is no field of {name}; expected some of {sorted(known)}.')
+  return kind(num_classes=num_classes, **given)
 
 
 def build_stages(config: Config, examples: int) -> Stages:
@@ -189,15 +194,6 @@ def build_pruner(config: Config, elements: Prunable, stages: Stages) -> methods.
   options = dict(config.methods.get(config.method, {}))
   steps, budget = max(1, stages.soft), build_budget(config)
   return methods.build(config.method, elements, budget, steps=steps, **options)
-
-
-def build_budget(config: Config) -> Budget:
-  """The budget of `config.prune`: `ratios`, else `count`, else `keep`."""
-  prune = config.prune
-  keep = dict(prune.ratios) or (prune.keep if prune.count is None else prune.count)
-  of = LatencyTable.load(prune.of) if prune.of.endswith('.json') else prune.of
-  multiple: Any = int(prune.multiple_of) if prune.multiple_of.isdigit() else prune.multiple_of
-  return Budget(keep, of, prune.scope, min_keep=prune.min_keep, multiple_of=multiple)
 
 
 def build_optimizer(config: Config, stages: Stages) -> optax.GradientTransformation:

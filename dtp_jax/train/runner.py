@@ -17,6 +17,8 @@ from dtp_jax.data import load
 from dtp_jax.files import read_json
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train import loop
+from dtp_jax.train.fields import check, check_pretrained
+from dtp_jax.train.recipe import build
 from dtp_jax.train.sweep import Run
 
 __all__ = ['Outcome', 'run_all', 'run_here']
@@ -47,14 +49,21 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
     The summary of each by its name, see `dtp_jax.train.loop.train_and_evaluate`.
 
   Raises:
-    ValueError: a folder that belongs to a run with another config; before anything runs.
-    FileNotFoundError, DivergedError: see `dtp_jax.train.loop.train_and_evaluate`.
+    ValueError: a config that is refused, or a folder that belongs to a run with another one; before
+      anything runs.
+    FileNotFoundError, ImportError: what a config names is not there; before anything runs.
+    DivergedError: see `dtp_jax.train.loop.train_and_evaluate`.
   """
-  workdir, runs = pathlib.Path(workdir).absolute(), list(runs)
+  workdir, runs = _folder(workdir), list(runs)
   # The config that was asked for first: it is refused with all of its fields, not with those alone
   # that a run made from it shares.
   asked_first = sorted(runs, key=lambda run: run.name != '.')
   finished = {run.name for run in asked_first if _finished(run, workdir)}
+  for run in asked_first:
+    if run.name not in finished:
+      _check(run, workdir)
+      # What its network cannot do is no news after hours.
+      build(run.config, _load(ml_collections.FrozenConfigDict(run.config.data)))
   for run in runs:
     if run.name not in finished:
       _train(run, workdir)
@@ -83,13 +92,17 @@ def run_all(
     The outcomes, in the order of `runs`. A run that fails takes down only those that fork from it.
 
   Raises:
-    ValueError: `processes` < 1, or a folder that belongs to a run with another config.
+    ValueError: `processes` < 1, a config that `fields.check` refuses, or a folder that belongs to a
+      run with another one; before anything runs.
+    FileNotFoundError, ImportError: what a config names is not there; before anything runs.
   """
   if processes < 1:
     raise ValueError(f'processes is {processes}; expected at least 1.')
-  workdir = pathlib.Path(workdir).absolute()
+  workdir = _folder(workdir)
   outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
   waiting = [run for run in runs if run.name not in outcomes]
+  for run in waiting:
+    _check(run, workdir)
   for outcome in outcomes.values():
     report(outcome)
   context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
@@ -113,6 +126,21 @@ def run_all(
   finally:
     pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
   return [outcomes[run.name] for run in runs]
+
+
+def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
+  """The absolute path of a folder that is there or may be made."""
+  folder = pathlib.Path(workdir).absolute()
+  there = next(path for path in (folder, *folder.parents) if path.exists())
+  if not there.is_dir():
+    raise ValueError(f'workdir is {folder}, but {there} is a file; give the path of a folder.')
+  return folder
+
+
+def _check(run: Run, workdir: pathlib.Path) -> None:
+  check(run.config)
+  if not (workdir / run.name / 'config.json').exists():  # later it goes on without them
+    check_pretrained(run.config)
 
 
 def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:

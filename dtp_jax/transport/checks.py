@@ -18,7 +18,10 @@ __all__ = ['column', 'floats', 'in_range', 'positive']
 
 def floats(name: str, scores: ArrayLike) -> Array:
   """Scores or log-odds (..., n), in float32 or wider."""
-  x = jnp.asarray(scores)
+  try:
+    x = jnp.asarray(scores)
+  except (TypeError, ValueError):
+    raise ValueError(f'{name} is {scores!r}; expected an array of floats.') from None
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'{name} has dtype {x.dtype}; expected floats, such as float32.')
   if x.ndim == 0 or x.size == 0:
@@ -35,7 +38,7 @@ def in_range(
   dtype: DTypeLike | None = None,
 ) -> Array:
   """A number in [low, high], one for all problems of `scores` or one each, as (..., 1)."""
-  known = _concrete(value)
+  known = _concrete(name, value)
   if known is not None and not np.all((known >= low) & (known <= high)):
     raise ValueError(f'{name} is {value}; expected a number in [{low}, {high}].')
   return _per_problem(name, value, scores, dtype)
@@ -43,7 +46,7 @@ def in_range(
 
 def positive(name: str, value: ArrayLike, scores: Array) -> Array:
   """A finite number > 0, one for all problems of `scores` or one each, as (..., 1)."""
-  known = _concrete(value)
+  known = _concrete(name, value)
   if known is not None and not np.all(_positive(known)):
     raise ValueError(f'{name} is {value}; expected a finite number > 0.')
   return _per_problem(name, value, scores, None)
@@ -99,7 +102,7 @@ def _masses(weights: ArrayLike | None, scores: Array) -> Array:
   n = scores.shape[-1]
   if weights is None:
     return jnp.full((1,) * scores.ndim, 1 / n, scores.dtype)
-  known = _concrete(weights)  # before jnp.asarray, which makes a tracer of it inside jit
+  known = _concrete('weights', weights)  # before jnp.asarray, which makes a tracer of it inside jit
   a = jnp.asarray(weights, scores.dtype)
   if a.shape not in ((n,), scores.shape):
     raise ValueError(
@@ -135,5 +138,10 @@ def _hashable(value: object) -> bool:
   return True
 
 
-def _concrete(value: ArrayLike) -> np.ndarray | None:
-  return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+def _concrete(name: str, value: ArrayLike) -> np.ndarray | None:
+  if isinstance(value, jax.core.Tracer):
+    return None
+  known = np.asarray(value)
+  if not jnp.issubdtype(known.dtype, jnp.number):
+    raise ValueError(f'{name} is {value!r}; expected numbers.')
+  return known

@@ -71,7 +71,8 @@ def soft_topk(
   [0.0, 1.0, 1.0]
 
   Args:
-    scores: (..., n) float, higher is more worth keeping; +inf and -inf are kept first and last.
+    scores: (..., n) float, higher is more worth keeping; +inf and -inf are kept first and last. A
+      NaN makes all masks of its problem NaN, here and in every op that is differentiable.
     keep: rho in [0, 1], the fraction of the budget's unit to keep; a float, a traced scalar, or an
       array of the batch shape (...). Where no mask attains it, because of what a cost has beside
       the elements, the nearest mask is given.
@@ -220,7 +221,7 @@ def proximal_step(
     ValueError: as `sinkhorn_step`; state of another shape, epsilon <= 0, memory or ceiling outside
       [0, 1], unknown projection.
   """
-  s, z = checks.floats('scores', scores), jnp.asarray(state)
+  s, z = checks.floats('scores', scores), checks.floats('state', state)
   rho = checks.in_range('keep', keep, 0.0, 1.0, s)
   if z.shape != s.shape:
     raise ValueError(f'state has shape {z.shape}; expected that of scores, {s.shape}.')
@@ -274,7 +275,7 @@ def anneal(
   Raises:
     ValueError: as `soft_topk`; state of another shape, ceiling outside [0, 1].
   """
-  s, z = checks.floats('scores', scores), jnp.asarray(state)
+  s, z = checks.floats('scores', scores), checks.floats('state', state)
   rho = checks.in_range('keep', keep, 0.0, 1.0, s)
   if z.shape != s.shape:
     raise ValueError(f'state has shape {z.shape}; expected that of scores, {s.shape}.')

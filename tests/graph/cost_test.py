@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,3 +114,47 @@ def test_resnet18_dense_and_halved():
   hard = {name: np.arange(2 * n) % 2 == 0 for name, n in halved.items()}
   slim = shrink(graph, variables, hard)
   assert parameters(slim.variables) == graph.params.at(halved)
+
+
+BEHIND = {
+  'a scalar': {'a': np.float32(1)},
+  'a flag with an axis': {'a': np.ones(1, np.float32)},
+  'a raw key': {'a': jax.random.key_data(jax.random.key(0))},
+  'positions': {'a': np.arange(3)},
+  'labels': {'a': np.arange(4)},
+}
+
+
+@pytest.mark.parametrize('name', BEHIND)
+def test_macs_are_those_of_one_example_whatever_comes_before_the_images(name):
+  w = {'in': jnp.ones((3, 8)), 'out': jnp.ones((8, 2))}
+
+  def net(w, inputs):
+    return jnp.tanh(inputs['image'] @ w['in']) @ w['out'], inputs['a'] * 2
+
+  graph = trace(net, w, {**BEHIND[name], 'image': jnp.ones((4, 3))})
+  assert (graph.macs.total, graph.batch_size) == (3 * 8 + 8 * 2, 4)
+  two_arguments = lambda w, a, image: net(w, {'a': a, 'image': image})
+  graph = trace(two_arguments, w, BEHIND[name]['a'], jnp.ones((4, 3)))
+  assert graph.macs.total == 3 * 8 + 8 * 2
+
+
+def test_statistics_of_nnx_are_no_parameters():
+  """The whole state of a module, keys of its dropout too; against the count of its nnx.Param."""
+
+  class Net(nnx.Module):
+    def __init__(self, rngs):
+      self.a = nnx.Linear(3, 8, rngs=rngs)
+      self.norm = nnx.BatchNorm(8, rngs=rngs, use_running_average=True)
+      self.drop = nnx.Dropout(0.5, rngs=rngs, deterministic=True)
+      self.b = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+      return self.b(self.drop(nnx.relu(self.norm(self.a(x)))))
+
+  definition, state = nnx.split(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))
+  graph = trace(lambda state, x: nnx.merge(definition, state)(x), state, jnp.ones((4, 3)))
+  assert graph.params.total == 3 * 8 + 8 + 2 * 8 + 8 * 2 + 2
+  (group,) = graph.groups.values()
+  assert {'norm/mean/value:0', 'norm/var/value:0'} <= set(map(str, group.slices))
+  assert graph.params.at({group.name: 7}) == 3 * 7 + 7 + 2 * 7 + 7 * 2 + 2

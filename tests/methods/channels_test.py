@@ -367,19 +367,13 @@ def _no_groups():
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
-    (lambda g, p: resolve(Budget(0.5, of='flops'), p), ["of is 'flops'", 'count', 'macs']),
-    (lambda g, p: resolve(Budget(0.5, of='macs', scope='erk'), p), ["scope is 'erk'", 'layer']),
     (lambda g, p: resolve(Budget(0.5, scope='row'), p), ["scope is 'row'", 'global', 'layer']),
-    (lambda g, p: Budget(0.5, of=3), ['of is 3', 'count', 'params', 'macs']),
     (lambda g, p: Budget(0.5, of='macs', min_keep=-1), ['min_keep is -1', '>= 0']),
     (lambda g, p: Budget(0.5, of='macs', multiple_of=0), ['multiple_of 0', '>= 1']),
     (lambda g, p: resolve(Budget(10**9, of='macs'), p), ['1000000000 macs', '54176']),
     (lambda g, p: resolve(Budget(0.001, of='macs'), p), ['budget of 54', 'floor of 1', '54176']),
     (lambda g, p: channels(_no_groups()), ['no channel group', 'only:0', '0 prunable']),
-    (lambda g, p: channels(g, exclude=('*',)), ['no channel group left']),
     (lambda g, p: channels(g, exclude=('head',)), ["'head'", 'groups', 'layer1_0/conv1']),
-    (lambda g, p: channels(g, exclude='conv1'), ["exclude is 'conv1'", 'tuple']),
-    (lambda g, p: channels(g, importance='l3'), ["importance is 'l3'", 'bn', 'l1', 'l2']),
     (lambda g, p: channels(_traced('vgg')[0], importance='bn'), ["group 'b'", 'l1', 'exclude']),
     (
       lambda g, p: resolve(Budget(0.5, of='macs'), weights({'w': jnp.ones((2, 2))})),

@@ -280,8 +280,6 @@ def test_pdp_is_one_half_at_the_threshold(params):
 @pytest.mark.parametrize(
   ('options', 'words'),
   [
-    ({'steps': 0}, ['steps is 0']),
-    ({'steps': 5, 'preset': 'best'}, ['best', 'paper']),
     ({'steps': 5, 'share': 1.5}, ['share is 1.5', '[0, 1]']),
     ({'steps': 5, 'derivative': -0.1}, ['derivative is -0.1', '[0, 1]']),
     ({'steps': 5, 'deadline': 0.0}, ['deadline is 0.0']),

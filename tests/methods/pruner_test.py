@@ -193,3 +193,24 @@ def test_steps_is_the_soft_stage_of_every_gradual_method():
       found = [masks(params, pruner.init(params), t)[0] for t in (0, steps // 5, steps)]
       spent.append([sum(float(jnp.sum(m > 0.5)) for m in one.values()) for one in found])
     np.testing.assert_allclose(*spent, atol=3)
+
+
+def test_norms_are_refitted_where_that_is_asked_for():
+  def fn(w, x):
+    h = x @ w['in']
+    h = (h - jnp.mean(h, -1, keepdims=True)) / (jnp.std(h, -1, keepdims=True) + 1e-3)
+    return jnp.tanh(h * w['scale']) @ w['out']
+
+  rng = np.random.default_rng(3)
+  w = {'in': (6, 8), 'scale': (8,), 'out': (8, 3)}
+  w = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in w.items()}
+  fn = lambda w, x, fn=fn: fn({**w, 'scale': w['scale'][None]}, x)
+  pruner = dtp.magnitude(dtp.trace(fn, w, X), dtp.Budget(0.5))
+  extra = pruner.init(w)
+  exact, refit = (pruner.shrink(w, extra, norms=norms) for norms in ('exact', 'refit'))
+  plain = jax.jit(fn, compiler_options=QUICK)(refit.variables, X)
+  np.testing.assert_allclose(refit.apply(refit.variables, X), plain, rtol=1e-4, atol=1e-5)
+  assert np.max(np.abs(exact.apply(exact.variables, X) - plain)) > 1e-2
+  single = dtp.magnitude(dtp.weights(w), dtp.Budget(0.5))
+  with pytest.raises(ValueError, match="norms is 'refit'; nothing is deleted"):
+    single.shrink(w, single.init(w), norms='refit')

@@ -252,16 +252,3 @@ def test_a_table_of_unknown_runs_is_refused(swept, command):
   (swept.parent / 'README.md').write_text(README.format(' keep=0.5'))
   with pytest.raises(SystemExit, match=r'keep.*0\.5'):
     command('--check')
-
-
-def test_bad_input_ends_with_a_message_and_writes_nothing(swept, command):
-  (swept / 'w/0.05/spartan/seed0/summary.json').write_text('{')
-  for arguments, message in (
-    ((swept, '--out=out'), 'not a readable run'),
-    (('missing', '--out=out'), 'not a folder'),
-    ((swept,), 'Give run folders'),
-    (('--out=out',), 'Give run folders'),
-  ):
-    with pytest.raises(SystemExit, match=message):
-      command(*arguments)
-  assert not (swept.parent / 'out').exists()

@@ -15,7 +15,7 @@ import numpy as np
 from dtp_jax.budget.device import device_name, tile
 from dtp_jax.budget.latency.cost import Curve, LatencyCost, Term
 from dtp_jax.budget.latency.measure import grid, resizable, time_calls
-from dtp_jax.files import write_text
+from dtp_jax.files import read_json, write_text
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial
 
@@ -160,21 +160,28 @@ class LatencyTable:
         device say little about another.
 
     Raises:
+      FileNotFoundError: there is no such file.
       ValueError: not a latency table, one of another version, or one of another device.
     """
+    if not pathlib.Path(path).is_file():
+      raise FileNotFoundError(
+        f'{path} is no file; expected a latency table, as '
+        f'LatencyTable.measure(graph).save({str(path)!r}) writes it.'
+      )
+    data = read_json(pathlib.Path(path))
     try:
-      data = json.loads(pathlib.Path(path).read_text())
-      if (data['format'], data['version']) != (_FORMAT, _VERSION):
-        raise ValueError(
-          f'{path} is {data["format"]!r} version {data["version"]!r}; expected {_FORMAT!r} version '
-          f'{_VERSION}. Measure it anew.'
-        )
-      table = _from_json(data)
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+      made_as, version = data['format'], data['version']
+      table = _from_json(data) if (made_as, version) == (_FORMAT, _VERSION) else None
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
       raise ValueError(
         f'{path} is no latency table ({type(error).__name__}: {error}); expected what '
         'LatencyTable.save writes.'
       ) from error
+    if table is None:
+      raise ValueError(
+        f'{path} is {made_as!r} version {version!r}; expected {_FORMAT!r} version {_VERSION}. '
+        'Measure it anew.'
+      )
     if not any_device and table.device != device_name():
       raise ValueError(
         f'{path} was measured on {table.device!r}, this is {device_name()!r}. Measure one here, or '

@@ -1,0 +1,223 @@
+"""Wrong command lines end with a line that says what is meant, and leave no file behind."""
+
+import functools
+
+import pytest
+
+from configs import mnist_lenet
+from dtp_jax.data import prepare
+from tests.bad_input.table import Case, assert_refused, command
+
+CONFIG = """
+from configs import mnist_lenet
+
+def get_config():
+  config = mnist_lenet.get_config('runlocal')
+  config.mesh.data = 1
+  {}
+  return config
+
+def get_sweep(arg):
+  {}
+"""
+
+
+OTHER = mnist_lenet.get_config()
+OTHER.seed = 3
+
+
+def written(get_config='', get_sweep="yield 'a', get_config()"):
+  return {'config.py': CONFIG.format(get_config, get_sweep)}
+
+
+def call(module, *arguments):
+  """A command in the folder of its case: FOLDER in its arguments."""
+  return lambda place: command(module, *(a.replace('FOLDER', str(place)) for a in arguments))
+
+
+def exits(*arguments, says=(), files=None, module='experiments.train'):
+  return Case(call(module, *arguments), SystemExit, says, {} if files is None else files)
+
+
+train = functools.partial(exits, '--config=FOLDER/config.py', files=written())
+into_run = functools.partial(train, '--workdir=FOLDER/run')
+sweep = functools.partial(into_run, module='experiments.sweep')
+export = functools.partial(exits, module='experiments.export')
+report = functools.partial(exits, module='experiments.report')
+HELP = 'Try --help.'
+
+TRAIN = {
+  'nothing': exits(says=('--config is missing', '--config=configs/mnist_mini.py', HELP)),
+  'no workdir': train(says=('--workdir is missing', '--workdir=runs/mnist_mini', HELP)),
+  'an empty workdir': train('--workdir=', says=('--workdir is missing', HELP)),
+  'a workdir that is a file': train(
+    '--workdir=FOLDER/config.py', says=('config.py is a file', 'path of a folder')
+  ),
+  'a workdir below a file': train(
+    '--workdir=FOLDER/config.py/a', says=('config.py is a file', 'path of a folder')
+  ),
+  'a workdir of another run': into_run(
+    says=('belongs to a run with another config', 'seed: 3 there, 0 asked', 'another --workdir'),
+    files={**written(), 'run/config.json': OTHER.to_json_best_effort()},
+  ),
+  'a workdir of something else': into_run(
+    says=('config.json', 'not JSON'), files={**written(), 'run/config.json': '{'}
+  ),
+  'no such config': exits(
+    '--config=FOLDER/gone.py', '--workdir=FOLDER/run', says=('gone.py', 'No such file', HELP)
+  ),
+  'a config that is no Python': into_run(
+    says=('invalid syntax', 'config.py', HELP), files={'config.py': 'def get_config(:'}
+  ),
+  'a config without get_config': into_run(
+    says=('config.py', "'get_config'", HELP), files={'config.py': ''}
+  ),
+  'a config with a misspelt field': into_run(
+    says=('config.py', '"kep"', 'Did you mean "keep"', HELP),
+    files=written('config.prune.kep = 0.2'),
+  ),
+  'a config with a misspelt section': into_run(
+    says=('config.py', '"optimiser"', 'Did you mean "optimizer"', HELP),
+    files=written('config.optimiser = 3'),
+  ),
+  'a config of another type': into_run(
+    says=("'keep'", 'a tenth', 'float', HELP), files=written("config.prune.keep = 'a tenth'")
+  ),
+  'a misspelt field': into_run('--config.prune.kep=0.2', says=('config.prune.kep', "mean 'keep'")),
+  'a field of another type': into_run('--config.seed=abc', says=('config.seed', 'abc', HELP)),
+  'a misspelt flag': into_run('--workdri=a', says=('workdri', 'workdir', HELP)),
+  'a word that is no flag': into_run('runs/a', says=("'runs/a' is not a flag", HELP)),
+  'a number out of range': into_run(
+    '--config.data.batch_size=0', says=('data.batch_size is 0', '>= 1')
+  ),
+  'more than all': into_run('--config.prune.keep=2.0', says=('keep is 2.0', '[0, 1]')),
+  'less than can be': into_run(
+    '--config.prune.granularity=channels', '--config.prune.of=macs', '--config.prune.keep=0.00001',
+    says=('cannot be met', 'Raise the budget'),
+  ),
+  'a misspelt method': into_run('--config.method=sprtan', says=("'sprtan'", "'spartan'")),
+  'a misspelt baseline': into_run(
+    "--config.baselines=('magnitde',)", says=("'magnitde'", "'magnitude'")
+  ),
+  'a misspelt module': into_run("--config.imports=('my_mods',)", says=("'my_mods'", 'PYTHONPATH')),
+  'data that is not there': into_run(
+    '--config.data.name=cifar10', '--config.data.data_dir=FOLDER/data',
+    says=('cifar10 is not prepared', 'dtp_jax.data.prepare cifar10 --data_dir'),
+  ),
+  'weights that are not there': into_run(
+    '--config.pretrained=gone.pth', says=("'gone.pth'", "pretrained=''")
+  ),
+  'several processes without a first': into_run(
+    '--num_processes=2', says=('num_processes is 2', '--coordinator=HOST:PORT')
+  ),
+  'no processes': into_run('--num_processes=0', says=('num_processes=0', HELP)),
+}  # fmt: skip
+
+SWEEP = {
+  'no get_sweep': sweep(
+    says=('has no function get_sweep', 'configs/first_table.py'),
+    files={'config.py': 'from configs.mnist_lenet import get_config'},
+  ),
+  'a sweep of configs without names': sweep(
+    says=('expected pairs (name, config)',), files=written(get_sweep='yield get_config()')
+  ),
+  'a sweep of nothing': sweep(
+    says=('0 points', 'expected some'), files=written(get_sweep='yield from ()')
+  ),
+  'two points of one name': sweep(
+    says=("'a/seed0' is used twice", 'get_sweep'),
+    files=written(get_sweep="yield 'a', get_config(); yield 'a', get_config()"),
+  ),
+  'a name that leads out of the workdir': sweep(
+    says=("'../a/seed0'", 'relative path'), files=written(get_sweep="yield '../a', get_config()")
+  ),
+  'a misspelt method': sweep('--config.method=sprtan', says=("'sprtan'", "'spartan'")),
+  'a budget that is none': sweep('--config.prune.keep=7.0', says=('keep is 7.0', '[0, 1]')),
+  'a misspelt field': sweep('--config.prune.kep=0.2', says=('config.prune.kep', "mean 'keep'")),
+  'no seed': sweep('--seeds=0', says=('seeds=0', 'positive', HELP)),
+  'no process': sweep('--processes=0', says=('processes=0', 'positive', HELP)),
+}
+
+EXPORT = {
+  'nothing': export(says=('Give one run folder', HELP)),
+  'two runs': export('FOLDER/a', 'FOLDER/b', says=('Give one run folder', HELP)),
+  'no run': export('FOLDER', says=('is not a run folder', '--workdir')),
+  'a run that has not finished': export(
+    'FOLDER', says=('not finished',), files={'config.json': '{"data":{},"model":{},"prune":{}}'}
+  ),
+  'a run of single weights': export(
+    'FOLDER', says=('weights', '--config.prune.granularity=channels'),
+    files={'config.json': mnist_lenet.get_config().to_json_best_effort(), 'summary.json': '{}'},
+  ),
+  'unknown norms': export('FOLDER', '--norms=plain', says=('plain', 'refit')),
+  'a misspelt flag': export('FOLDER', '--onxx', says=('onxx', 'onnx')),
+  'a config that is none': export(
+    'FOLDER', says=('config.json', 'not JSON'), files={'config.json': '{'}
+  ),
+}  # fmt: skip
+
+REPORT = {
+  'nothing': report(says=('--out=FOLDER', HELP)),
+  'no run': report('--out=FOLDER/out', says=('--out=FOLDER', HELP)),
+  'no place': report('FOLDER', says=('--out=FOLDER', HELP)),
+  'a folder that is not there': report(
+    'FOLDER/gone', '--out=FOLDER/out', says=('gone is not a folder', 'finished runs')
+  ),
+  'a place that is a file': report(
+    'FOLDER', '--out=FOLDER/a', says=('a file', 'path of a folder'), files={'a': ''}
+  ),
+  'a folder of something else': report(
+    'FOLDER', '--out=FOLDER/out', says=('no finished run', 'summary.json')
+  ),
+  'a torn summary': report(
+    'FOLDER', '--out=FOLDER/out',
+    says=('is not a readable run', 'move it away'), files={'a/summary.json': '{"acc'},
+  ),
+}  # fmt: skip
+
+
+def prepare_data(*arguments):
+  """As `python -m dtp_jax.data.prepare` does; its messages are on stderr."""
+
+  def run(place):
+    raise SystemExit(prepare.main([a.replace('FOLDER', str(place)) for a in arguments]))
+
+  return run
+
+
+TO = '--data_dir=FOLDER'
+PREPARE = {
+  'nothing': (prepare_data(), 2, ('NAME', 'usage')),
+  'misspelt': (prepare_data('cifra10', TO), 2, ("'cifra10'", "mean 'cifar10'")),
+  'a misspelt flag': (prepare_data('mnist', '--form=a', TO), 2, ('--form=a', '--from')),
+  'no folder': (prepare_data('mnist', '--from=FOLDER/raw', TO), 1, ('raw', 'Pass the folder')),
+  'no files': (prepare_data('mnist', '--from=FOLDER', TO), 1, ('.gz', 'under these names')),
+  'an account': (prepare_data('imagenet2012', TO), 1, ('image-net.org', '--from FOLDER')),
+}
+
+CASES = {
+  f'{name} {what}': case
+  for name, cases in {'train': TRAIN, 'sweep': SWEEP, 'export': EXPORT, 'report': REPORT}.items()
+  for what, case in cases.items()
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_wrong_command_ends_with_what_is_meant(name, tmp_path, capsys):
+  case = CASES[name]
+
+  def call(place):
+    try:
+      case.call(place)
+    except SystemExit as stop:  # its line, or a number after lines on stderr
+      raise SystemExit(f'{stop}\n{"".join(capsys.readouterr())}') from None
+
+  assert_refused(case._replace(call=call), tmp_path)
+
+
+@pytest.mark.parametrize('name', PREPARE)
+def test_a_wrong_preparation_ends_with_what_is_meant(name, tmp_path, capsys):
+  call, status, words = PREPARE[name]
+  assert_refused(Case(call, SystemExit, (str(status),)), tmp_path)
+  message = capsys.readouterr().err
+  assert all(word in message for word in words), message
