@@ -11,7 +11,6 @@ import numpy as np
 from dtp_jax import export
 from dtp_jax.budget.latency import interleaved
 from dtp_jax.data import Dataset, load
-from dtp_jax.data.images import normalise
 from dtp_jax.files import read_json, write_json
 from dtp_jax.graph import Graph, shrink, trace
 from dtp_jax.train import folder as run_folder
@@ -20,7 +19,7 @@ from dtp_jax.trees import nested
 
 __all__ = ['FinishedRun', 'finish', 'load_run', 'save']
 
-_CHECKED = 16  # held-out images that the exported programs are compared on
+_CHECKED = 16  # held-out examples that the exported programs are compared on
 
 
 class FinishedRun(NamedTuple):
@@ -39,11 +38,6 @@ class FinishedRun(NamedTuple):
   graph: Graph
   variables: Any
   hard: dict[str, np.ndarray]
-
-  def images(self, n: int) -> jax.Array:
-    """Held-out images as the network takes them, float32 (n, H, W, C)."""
-    data = self.data
-    return normalise(jnp.asarray(data.sample(n)), data.mean, data.std)
 
 
 def load_run(workdir: str | pathlib.Path) -> FinishedRun:
@@ -69,15 +63,15 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
   data = load(config.data)
   with np.load(workdir / 'pruned.npz') as pruned, np.load(workdir / 'masks.npz') as masks:
     variables, hard = jax.tree.map(jnp.asarray, nested(pruned)), dict(masks)
-  model, images = build_model(config, data.num_classes), jnp.zeros((1, *data.image_shape))
-  graph = trace(model.apply, variables, images, train=False)
+  model = build_model(config, data.num_classes)
+  graph = trace(model.apply, variables, data.example, train=False)
   return FinishedRun(config, data, graph, variables, hard)
 
 
 def save(
   run: FinishedRun, folder: str | pathlib.Path, *, onnx: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
-  """Exports the slim model of a run, with its config and how its input is normalised.
+  """Exports the slim model of a run, with its config and how its input is made.
 
   Args:
     run: from `load_run`.
@@ -91,16 +85,14 @@ def save(
   Raises:
     ExportError, FileExistsError, ImportError: see `dtp_jax.export.save_slim`.
   """
-  data = run.data
-  scale = {'input': '(image / 255 - mean) / std', 'mean': data.mean, 'std': data.std}
   return export.save_slim(
     folder,
     run.graph,
     run.variables,
     run.hard,
-    (run.images(_CHECKED),),
+    (run.data.inputs(_CHECKED),),
     kwargs={'train': False},
-    about={'config': run.config.to_dict(), 'data': {'name': data.name, **scale}},
+    about={'config': run.config.to_dict(), 'data': {'name': run.data.name, **run.data.about()}},
     onnx=onnx,
     overwrite=overwrite,
   )
@@ -111,7 +103,7 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
 
   Args:
     workdir: run folder of a run that pruned channels.
-    batch_size: images of a timed call.
+    batch_size: examples of a timed call.
 
   Returns:
     What is written to `workdir`/slim.json: costs of the dense and the slim network, kept channels,
@@ -126,11 +118,11 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
     return read_json(workdir / 'slim.json')
   run = load_run(workdir)
   manifest = save(run, workdir / 'slim', overwrite=True)
-  images, apply = run.images(batch_size), build_model(run.config, run.data.num_classes).apply
+  inputs, apply = run.data.inputs(batch_size), build_model(run.config, run.data.num_classes).apply
   slim = shrink(run.graph, run.variables, run.hard)
   networks = {'dense': (apply, run.variables), 'slim': (slim.apply, slim.variables)}
   compiled = {
-    name: functools.partial(jax.jit(functools.partial(fn, train=False)), variables, images)
+    name: functools.partial(jax.jit(functools.partial(fn, train=False)), variables, inputs)
     for name, (fn, variables) in networks.items()
   }
   timings = interleaved(compiled)

@@ -164,8 +164,8 @@ class Layer(nn.Module):
 
 def _attend(q_BxTxKxQxH: jax.Array, k_BxSxKxH: jax.Array, v_BxSxKxH: jax.Array) -> jax.Array:
   """Causal attention, softmax in float32: (B, T, K, Q, H)."""
-  length = q_BxTxKxQxH.shape[1]
-  scores = jnp.einsum('btkqh,bskh->bkqts', q_BxTxKxQxH, k_BxSxKxH) / math.sqrt(q_BxTxKxQxH.shape[-1])
+  _, length, _, _, head_width = q_BxTxKxQxH.shape
+  scores = jnp.einsum('btkqh,bskh->bkqts', q_BxTxKxQxH, k_BxSxKxH) / math.sqrt(head_width)
   seen_TxS = np.tri(length, dtype=bool)
   scores = jnp.where(seen_TxS[None, None, None], scores.astype(jnp.float32), -jnp.inf)
   shares = jax.nn.softmax(scores).astype(v_BxSxKxH.dtype)
@@ -173,7 +173,7 @@ def _attend(q_BxTxKxQxH: jax.Array, k_BxSxKxH: jax.Array, v_BxSxKxH: jax.Array) 
 
 
 def _rotated(x: jax.Array, turns_2xTxR: np.ndarray) -> jax.Array:
-  """Rotates channel r with channel r + head_width / 2 of x (B, T, ..., H) by the angle of (t, r)."""
+  """Turns channels r and r + H / 2 of x (B, T, ..., H) by the angle of position and r."""
   shape = (1, turns_2xTxR.shape[1], *(1,) * (x.ndim - 3), turns_2xTxR.shape[2])
   cos, sin = (jnp.asarray(turn, x.dtype).reshape(shape) for turn in turns_2xTxR)
   a, b = jnp.split(x, 2, axis=-1)

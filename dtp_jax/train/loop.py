@@ -111,7 +111,7 @@ class _Run:
     bar = tqdm.tqdm(
       initial=begin * batch,
       total=self._stages.total * batch,
-      unit='image',
+      unit='example',
       unit_scale=True,
       disable=None if hosts.is_first() else True,
     )
@@ -221,6 +221,7 @@ def _write_summary(config, workdir, recipe: Recipe, seconds: float, hard, pruned
     'stages': recipe.stages._asdict(),
     'dense_accuracy': by_step.get(recipe.stages.soft_start, {}).get('accuracy'),
     'accuracy': final.get('accuracy_hard', final['accuracy']),
+    'loss': final.get('loss_hard', final['loss']),
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     **recipe.pruner.resolved.account(hard)._asdict(),
     'parameters': sum(int(w.size) for k, w in pruned.items() if k.startswith('params/')),
