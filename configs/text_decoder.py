@@ -25,10 +25,12 @@ from configs import default
 from configs.arguments import parse
 
 BUDGETS = (0.5, 0.25)  # of the parameters
-STAGES = {'dense': 0.07, 'soft': 0.015, 'hard': 0.035}  # an epoch is about 4,400 steps
-HEADS = {'heads': 8, 'kv_heads': 4}
-# Of the small dense network for each budget: within 1 % of the budget's parameters, shaped alike.
-SMALL = {0.5: {'width': 88, 'hidden': 240}, 0.25: {'width': 64, 'hidden': 160}}
+STAGES = {'dense': 0.05, 'soft': 0.015, 'hard': 0.03}  # an epoch is about 4,700 steps
+FULL = {'width': 128, 'depth': 4, 'heads': 8, 'kv_heads': 4, 'head_width': 16, 'hidden': 256}
+SMALL = {  # of as many parameters as a budget leaves, to 0.5 % of them: 310,552 and 155,200
+  0.5: {'width': 88, 'heads': 6, 'kv_heads': 3, 'hidden': 176},
+  0.25: {'width': 64, 'heads': 4, 'kv_heads': 2, 'hidden': 116},
+}
 ROWS = {
   'transportation': {'method': 'transportation'},
   'l1_uniform': {'method': 'magnitude', 'prune': {'scope': 'layer', 'importance': 'l1'}},
@@ -46,7 +48,7 @@ def get_config(arg: str = '') -> Any:
   config.prune.of = 'params'
   config.prune.keep = choice.keep
   config.prune.exclude = ('*/query:[23]', '*/value')  # query heads go with their key head
-  config.model.update({'name': 'decoder', 'width': 128, 'depth': 4, **HEADS, 'hidden': 344})
+  config.model.update({'name': 'decoder', **FULL})
   config.data.update({'name': 'python_stdlib', 'window': 128, 'batch_size': 16})
   config.data.eval_batch_size = 32
   config.stages.update(STAGES)

@@ -39,6 +39,7 @@ class Dataset(abc.ABC):
     num_classes: Labels lie in [0, num_classes).
     verified: Whether it came from archives with the official checksum; True for what comes with an
       installed package.
+    measure: What runs on it are compared by, a key of `dtp_jax.report.measure.MEASURES`.
     batch: Turns one tuple of arguments into the batch, inside of a jitted step: arrays [B, ...]
       by name and, in evaluation, 'mask' bool [B].
   """
@@ -48,6 +49,7 @@ class Dataset(abc.ABC):
   held_out: Any
   num_classes: int
   verified: bool = dataclasses.field(kw_only=True)
+  measure: ClassVar[str] = 'accuracy'
   batch: ClassVar[Callable[..., dict[str, jax.Array]]]
 
   @property

@@ -38,6 +38,8 @@ _OF_THIS_MACHINE = ('_sysconfigdata', 'sitecustomize', 'usercustomize')  # begin
 class Text(OnDevice):
   """Windows of a text, {'tokens': integers [N, T + 1]}, whose every next token is asked for."""
 
+  measure = 'bits_per_byte'
+
   @property
   def example(self) -> jax.ShapeDtypeStruct:
     """T tokens."""

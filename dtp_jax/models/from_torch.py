@@ -2,8 +2,6 @@
 
 import functools
 import os
-import pathlib
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,9 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
-from dtp_jax.files import read_safetensors
+from dtp_jax.models import state_dict
 from dtp_jax.models.mobilenet import MobileNetV2
 from dtp_jax.models.resnet import ResNet
 from dtp_jax.models.vgg import VGG
@@ -31,7 +28,6 @@ _LEAVES = {
   'var': 'running_var',
 }
 _COUNTER = '.num_batches_tracked'  # of a batch norm; nothing in evaluation reads it
-_SHOWN = 8  # names of a kind in an error
 
 
 def from_torch(
@@ -60,15 +56,14 @@ def from_torch(
     ImportError: a .pth or .pt file, and torch is not installed.
   """
   layout = _layout(model)
-  state = source if isinstance(source, Mapping) else _read(pathlib.Path(source))
-  if isinstance(model, VGG) and 'classifier.6.weight' in state:
+  arrays = state_dict.arrays_of(source, _COUNTER)
+  if isinstance(model, VGG) and 'classifier.6.weight' in arrays:
     raise ValueError(
       'the state dict has the three linear layers of torchvision, classifier.0, .3 and .6, which '
       "have no counterpart in this VGG; expected one, 'classifier.weight' and '.bias', as the "
       'forms for CIFAR have. To load the features alone, put arrays of these two names there.'
     )
-  arrays = {str(name): _array(a) for name, a in state.items() if not str(name).endswith(_COUNTER)}
-  _check({name: struct.shape for name, struct in layout.values()}, arrays)
+  state_dict.check({name: struct.shape for name, struct in layout.values()}, arrays)
   # Copies, since torch may go on training in its own memory.
   return nested({p: jnp.array(_to_flax(arrays[n]), s.dtype) for p, (n, s) in layout.items()})
 
@@ -142,68 +137,3 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _to_flax(array: np.ndarray) -> np.ndarray:
   """Inverse of `_torch_shape` on an array."""
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def _array(value: Any) -> np.ndarray:
-  """NumPy's view of an entry; of bfloat16, which torch cannot show to NumPy, a copy."""
-  if hasattr(value, 'detach'):
-    value = value.detach().cpu()
-    value = (value.float() if str(value.dtype) == 'torch.bfloat16' else value).numpy()
-  return np.asarray(value)
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises one ValueError for all that keeps the arrays from having the expected shapes."""
-  shared = [name for name in expected if name in arrays]
-  problems = {
-    'missing': [name for name in expected if name not in arrays],
-    'left over': [name for name in arrays if name not in expected],
-    'of another shape': [
-      f'{name} {arrays[name].shape} where {expected[name]} was expected'
-      for name in shared
-      if arrays[name].shape != expected[name]
-    ],
-    'not of floats': [
-      f'{name} {arrays[name].dtype}'
-      for name in shared
-      if not jnp.issubdtype(arrays[name].dtype, jnp.floating)
-    ],
-  }
-  lines = [
-    f'  {len(names)} {kind}: {", ".join(names[:_SHOWN])}{", ..." if len(names) > _SHOWN else ""}'
-    for kind, names in problems.items()
-    if names
-  ]
-  if lines:
-    raise ValueError(
-      'the state dict is not of this model; expected its kind, depth, widths and number of '
-      'classes, and its arrays at the top, not inside a checkpoint:\n' + '\n'.join(lines)
-    )
-
-
-def _read(path: pathlib.Path) -> Mapping[str, Any]:
-  """The state dict in a file."""
-  if path.suffix == '.safetensors':
-    try:
-      return read_safetensors(path)
-    except safetensors.SafetensorError as error:
-      raise ValueError(f'{path} cannot be read as safetensors: {error}') from error
-  if path.suffix not in ('.pth', '.pt'):
-    raise ValueError(f'{path} ends in {path.suffix!r}; expected .safetensors, .pth or .pt.')
-  try:
-    import torch  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise ImportError(
-      f'reading {path} needs torch, which is not installed: pip install torch. Or hand over a '
-      '.safetensors file or a mapping of NumPy arrays, which need no torch.'
-    ) from error
-  try:
-    state = torch.load(path, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-    raise ValueError(
-      f'{path} cannot be read as tensors alone; expected what torch.save(model.state_dict(), path) '
-      f'writes: {error}'
-    ) from error
-  if not isinstance(state, Mapping):
-    raise ValueError(f'{path} holds a {type(state).__name__}; expected a state dict.')
-  return state
