@@ -11,6 +11,7 @@ The rows of a budget start from one dense network: ours, L1 and random channels 
 Beside them stands a small dense network of as many parameters, trained from the start for as many
 steps as dense, soft and hard stage have together (its own table: it is another network).
 
+Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default).
 Command: python -m experiments.sweep --config=configs/text_decoder.py --workdir=runs/text_decoder
            --seeds=3
          python -m experiments.train --config=configs/text_decoder.py:keep=0.25
