@@ -50,13 +50,14 @@ def get_config() -> Any:
 
   # The data.
   config.data = ml_collections.ConfigDict()
-  config.data.name = 'mnist_mini'  # mnist, fashion_mnist, cifar10, cifar100, imagenet2012
+  config.data.name = 'mnist_mini'  # see NAMES in dtp_jax/data/loading.py
   config.data.data_dir = placeholder(str)  # default: that of tensorflow-datasets
   config.data.validation = 0  # training images held out, evaluated in place of the test split
   config.data.batch_size = 64  # in training
   config.data.eval_batch_size = 500  # in evaluation; its size changes no result
   config.data.crop_padding = 0  # pixels of a random shift
   config.data.flip = False  # mirror at random
+  config.data.window = 128  # of text (python_stdlib) only: bytes predicted in each example
   # Of streamed data (imagenet2012) only; see Options in dtp_jax/data/streamed.py.
   config.data.image_size = 224  # pixels of a crop's side
   config.data.resize = 256  # pixels of the shorter side in evaluation

@@ -6,18 +6,44 @@ normalised inside of the jitted step.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-__all__ = ['augment', 'centre_crop', 'crop_box', 'normalise', 'random_crop']
+__all__ = ['Classification', 'augment', 'centre_crop', 'crop_box', 'normalise', 'random_crop']
 
 _AREA = (0.08, 1.0)  # of a crop, as a fraction of the image: Szegedy et al. 2015, section 6
 _ASPECT = (3 / 4, 4 / 3)  # width / height
 _TRIES = 10
+
+
+class Classification(NamedTuple):
+  """The task of telling what an image shows; equal for equal options, so that jit can tell.
+
+  Attributes:
+    crop_padding: largest shift in pixels of the random crop.
+    flip: whether to mirror at random.
+    mean: of each channel, in [0, 1] units.
+    std: of each channel, same units.
+  """
+
+  crop_padding: int
+  flip: bool
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __call__(
+    self, key: jax.Array, batch: Mapping[str, jax.Array], train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """(float images, labels [B]) of 'image' uint8 [B, H, W, C] and 'label'; it augments."""
+    images = batch['image']
+    if train:
+      images = augment(key, images, crop_padding=self.crop_padding, flip=self.flip)
+    return normalise(images, self.mean, self.std), batch['label']
 
 
 def augment(

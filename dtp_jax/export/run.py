@@ -13,7 +13,6 @@ import numpy as np
 from dtp_jax import export
 from dtp_jax.budget.latency import interleaved
 from dtp_jax.data import Dataset, load
-from dtp_jax.data.images import normalise
 from dtp_jax.files import read_json, read_npz, write_json
 from dtp_jax.graph import Graph, Norms, shrink, trace
 from dtp_jax.train import folder as run_folder
@@ -22,7 +21,7 @@ from dtp_jax.trees import flat, nested
 
 __all__ = ['FinishedRun', 'finish', 'load_run', 'save']
 
-_CHECKED = 16  # held-out images that the exported programs are compared on
+_CHECKED = 16  # held-out examples that the exported programs are compared on
 
 
 class FinishedRun(NamedTuple):
@@ -41,11 +40,6 @@ class FinishedRun(NamedTuple):
   graph: Graph
   variables: Any
   hard: dict[str, np.ndarray]
-
-  def images(self, n: int) -> jax.Array:
-    """Held-out images as the network takes them, float32 (n, H, W, C)."""
-    data = self.data
-    return normalise(jnp.asarray(data.sample(n)), data.mean, data.std)
 
 
 def load_run(workdir: str | pathlib.Path) -> FinishedRun:
@@ -70,10 +64,10 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
       'to shrink. Slim models come from runs with --config.prune.granularity=channels.'
     )
   data = load(config.data)
-  model, images = build_model(config, data.num_classes), jnp.zeros((1, *data.image_shape))
+  model, example = build_model(config, data.num_classes), data.example
   init = functools.partial(model.init, train=False)
-  structs = jax.eval_shape(init, jax.random.key(0), images)
-  graph = trace(model.apply, structs, images, train=False)
+  structs = jax.eval_shape(init, jax.random.key(0), example)
+  graph = trace(model.apply, structs, example, train=False)
   masks = {name: jax.ShapeDtypeStruct((n,), bool) for name, n in graph.sizes.items()}
   pruned = _arrays(workdir / 'pruned.npz', flat(structs), required=flat(structs))
   hard = _arrays(workdir / 'masks.npz', masks)  # of groups that were excluded there is none
@@ -107,7 +101,7 @@ def save(
   onnx: bool = False,
   overwrite: bool = False,
 ) -> dict[str, Any]:
-  """Exports the slim model of a run, with its config and how its input is normalised.
+  """Exports the slim model of a run, with its config and how its input is made.
 
   Args:
     run: from `load_run`.
@@ -122,16 +116,14 @@ def save(
   Raises:
     ExportError, FileExistsError, ImportError: see `dtp_jax.export.save_slim`.
   """
-  data = run.data
-  scale = {'input': '(image / 255 - mean) / std', 'mean': data.mean, 'std': data.std}
   return export.save_slim(
     folder,
     run.graph,
     run.variables,
     run.hard,
-    (run.images(_CHECKED),),
+    (run.data.inputs(_CHECKED),),
     kwargs={'train': False},
-    about={'config': run.config.to_dict(), 'data': {'name': data.name, **scale}},
+    about={'config': run.config.to_dict(), 'data': {'name': run.data.name, **run.data.about()}},
     norms=norms,
     onnx=onnx,
     overwrite=overwrite,
@@ -143,7 +135,7 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
 
   Args:
     workdir: run folder of a run that pruned channels.
-    batch_size: images of a timed call.
+    batch_size: examples of a timed call.
 
   Returns:
     What is written to `workdir`/slim.json: costs of the dense and the slim network, kept channels,
@@ -158,11 +150,11 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
     return read_json(workdir / 'slim.json')
   run = load_run(workdir)
   manifest = save(run, workdir / 'slim', overwrite=True)
-  images, apply = run.images(batch_size), build_model(run.config, run.data.num_classes).apply
+  inputs, apply = run.data.inputs(batch_size), build_model(run.config, run.data.num_classes).apply
   slim = shrink(run.graph, run.variables, run.hard)
   networks = {'dense': (apply, run.variables), 'slim': (slim.apply, slim.variables)}
   compiled = {
-    name: functools.partial(jax.jit(functools.partial(fn, train=False)), variables, images)
+    name: functools.partial(jax.jit(functools.partial(fn, train=False)), variables, inputs)
     for name, (fn, variables) in networks.items()
   }
   timings = interleaved(compiled)

@@ -2,10 +2,7 @@
 
 import functools
 import os
-import pathlib
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.files import read_safetensors
+from dtp_jax.models import state_dict
 from dtp_jax.models.mobilenet import MobileNetV2
 from dtp_jax.models.resnet import ResNet
 from dtp_jax.models.vgg import VGG
@@ -31,8 +28,6 @@ _LEAVES = {
   'var': 'running_var',
 }
 _COUNTER = '.num_batches_tracked'  # of a batch norm; nothing in evaluation reads it
-_SHOWN = 8  # names of a kind in an error
-_SAFE_TORCH = (2, 6)  # from which weights_only=True keeps its promise
 
 
 def from_torch(
@@ -62,15 +57,14 @@ def from_torch(
     ImportError: a .pth or .pt file, and torch is not installed or older than 2.6.
   """
   layout = _layout(model)
-  state = source if isinstance(source, Mapping) else _read(pathlib.Path(source))
-  if isinstance(model, VGG) and 'classifier.6.weight' in state:
+  arrays = state_dict.arrays_of(source, _COUNTER)
+  if isinstance(model, VGG) and 'classifier.6.weight' in arrays:
     raise ValueError(
       'the state dict has the three linear layers of torchvision, classifier.0, .3 and .6, which '
       "have no counterpart in this VGG; expected one, 'classifier.weight' and '.bias', as the "
       'forms for CIFAR have. To load the features alone, put arrays of these two names there.'
     )
-  arrays = {str(name): _array(a) for name, a in state.items() if not str(name).endswith(_COUNTER)}
-  _check({name: struct.shape for name, struct in layout.values()}, arrays)
+  state_dict.check({name: struct.shape for name, struct in layout.values()}, arrays)
   # Copies, since torch may go on training in its own memory.
   return nested({p: jnp.array(_to_flax(arrays[n]), s.dtype) for p, (n, s) in layout.items()})
 
@@ -144,85 +138,3 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _to_flax(array: np.ndarray) -> np.ndarray:
   """Inverse of `_torch_shape` on an array."""
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def _array(value: Any) -> np.ndarray:
-  """NumPy's view of an entry; of bfloat16, which torch cannot show to NumPy, a copy."""
-  if hasattr(value, 'detach'):
-    value = value.detach().cpu()
-    value = (value.float() if str(value.dtype) == 'torch.bfloat16' else value).numpy()
-  return np.asarray(value)
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises one ValueError for all that keeps the arrays from having the expected shapes."""
-  shared = [name for name in expected if name in arrays]
-  problems = {
-    'missing': [name for name in expected if name not in arrays],
-    'left over': [name for name in arrays if name not in expected],
-    'of another shape': [
-      f'{name} {arrays[name].shape} where {expected[name]} was expected'
-      for name in shared
-      if arrays[name].shape != expected[name]
-    ],
-    'not of floats': [
-      f'{name} {arrays[name].dtype}'
-      for name in shared
-      if not jnp.issubdtype(arrays[name].dtype, jnp.floating)
-    ],
-  }
-  lines = [
-    f'  {len(names)} {kind}: {", ".join(names[:_SHOWN])}{", ..." if len(names) > _SHOWN else ""}'
-    for kind, names in problems.items()
-    if names
-  ]
-  if lines:
-    raise ValueError(
-      'the state dict is not of this model; expected its kind, depth, widths and number of '
-      'classes, and its arrays at the top, not inside a checkpoint:\n' + '\n'.join(lines)
-    )
-
-
-def _check_size(path: pathlib.Path) -> None:
-  """Refuses a zip archive that unpacks to more than it is: torch stores its parts as they are."""
-  if zipfile.is_zipfile(path):
-    with zipfile.ZipFile(path) as archive:
-      unpacked, stored = sum(i.file_size for i in archive.infolist()), path.stat().st_size
-    if unpacked > stored:
-      raise ValueError(
-        f'{path} has {stored:,} bytes and unpacks to {unpacked:,}; torch.save does not compress: '
-        'expected a file it wrote.'
-      )
-
-
-def _read(path: pathlib.Path) -> Mapping[str, Any]:
-  """The state dict in a file."""
-  if path.suffix not in ('.safetensors', '.pth', '.pt'):
-    raise ValueError(f'{path} ends in {path.suffix!r}; expected .safetensors, .pth or .pt.')
-  if not path.is_file():
-    raise FileNotFoundError(f'{path} is no file; expected the path of a state dict.')
-  if path.suffix == '.safetensors':
-    return read_safetensors(path)
-  _check_size(path)
-  try:
-    import torch  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise ImportError(
-      f'reading {path} needs torch, which is not installed: pip install torch. Or hand over a '
-      '.safetensors file or a mapping of NumPy arrays, which need no torch.'
-    ) from error
-  if tuple(map(int, torch.__version__.split('.')[:2])) < _SAFE_TORCH:
-    raise ImportError(
-      f'reading {path} needs torch 2.6 or later, this is {torch.__version__}: earlier ones can be '
-      'made to run code in a file of tensors (CVE-2025-32434). pip install -U torch.'
-    )
-  try:
-    state = torch.load(path, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-    raise ValueError(
-      f'{path} cannot be read as tensors alone; expected what torch.save(model.state_dict(), path) '
-      f'writes: {error}'
-    ) from error
-  if not isinstance(state, Mapping):
-    raise ValueError(f'{path} holds a {type(state).__name__}; expected a state dict.')
-  return state

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from scipy import special  # jax requires scipy
 
+from dtp_jax.report.measure import MEASURES, Measure
 from dtp_jax.report.rows import Published, Row
 from dtp_jax.report.style import place
 
@@ -43,19 +44,24 @@ class Line:
   runs: tuple[Row, ...]
 
   @property
-  def accuracies(self) -> dict[int, float]:
-    """Test accuracy in percent by seed."""
-    return {run['seed']: 100 * run['accuracy'] for run in self.runs}
+  def measure(self) -> Measure:
+    """What its runs are compared by; accuracy where they do not say."""
+    return MEASURES[self.runs[0].get('measure') or 'accuracy']
+
+  @property
+  def values(self) -> dict[int, float]:
+    """The measure by seed: test accuracy in percent, or bits per byte."""
+    return {run['seed']: self.measure.of(run) for run in self.runs}
 
   @property
   def mean(self) -> float:
-    """Mean accuracy over the seeds, percent."""
-    return statistics.mean(self.accuracies.values())
+    """Mean of the values over the seeds."""
+    return statistics.mean(self.values.values())
 
   @property
   def std(self) -> float | None:
-    """Sample standard deviation over the seeds, points; None of a single one."""
-    return statistics.stdev(self.accuracies.values()) if len(self.runs) > 1 else None
+    """Sample standard deviation over the seeds; None of a single one."""
+    return statistics.stdev(self.values.values()) if len(self.runs) > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +96,13 @@ class Cell:
 
   @property
   def best_baseline(self) -> Line | None:
-    """The baseline of the highest mean; the first by name of several."""
+    """The baseline of the best mean; the first by name of several."""
     baselines = [x for x in self.lines if x.method not in ('dense', 'transportation')]
-    return max(baselines, key=lambda line: line.mean, default=None)
+    return min(baselines, key=lambda line: line.measure.error(line.mean), default=None)
 
 
 class Difference(NamedTuple):
-  """Mean difference over the seeds two rows share, points.
+  """Mean difference over the seeds two rows share, in the unit of their measure.
 
   Attributes:
     n: shared seeds.
@@ -122,13 +128,13 @@ def paired(line: Line, other: Line, confidence: float = 0.95) -> Difference | No
   Returns:
     The difference; None where the two share no seed.
   """
-  return difference(line.accuracies, other.accuracies, confidence)
+  return difference(line.values, other.values, confidence)
 
 
 def difference(
   ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:
-  """`paired` of accuracies by seed, in percent."""
+  """`paired` of values by seed."""
   gains = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
   if not gains:
     return None

@@ -62,7 +62,7 @@ def _study(study, figure, published) -> dict[str, Any]:
     'heading': tables.heading(study),
     'figure': base64.b64encode(figure).decode() if figure else '',
     'caption': _caption(study, theirs),
-    'accuracy': tables.by_budget(study),
+    'by_budget': tables.by_budget(study),
     'against_best': tables.against(study, 'best baseline'),
     'against_dense': tables.against(study, 'dense'),
     'published': tables.of_published(theirs),
@@ -72,8 +72,9 @@ def _study(study, figure, published) -> dict[str, Any]:
 
 
 def _caption(study, theirs):
+  name = study[0].lines[0].measure.name.removeprefix('test ').removesuffix(', %')
   return (
-    f'{tables.heading(study)}: accuracy against what is left. Bars and the grey band are one '
+    f'{tables.heading(study)}: {name} against what is left. Bars and the grey band are one '
     'standard deviation over the seeds; marks of one budget are moved a little aside.'
     + (' Hollow marks are published figures.' if theirs else '')
   )

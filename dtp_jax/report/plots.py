@@ -1,4 +1,4 @@
-"""Accuracy against MACs, and against the weights kept."""
+"""Accuracy, or bits per byte, against MACs and against the weights kept."""
 
 import io
 import itertools
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dtp_jax.report.compare import Cell, Line, by_row
+from dtp_jax.report.measure import FEWEST, MEASURES
 from dtp_jax.report.rows import Published
 from dtp_jax.report.style import axes, label, mark
 
@@ -15,11 +16,10 @@ __all__ = ['accuracy_against_kept', 'png']
 
 _HOLLOW = ('o', 's', '^', 'D', 'v', 'p', 'h')
 _GREY = '#555555'
-_TOP = 0.05  # percent of errors: a log axis has no place for none
 
 
 def accuracy_against_kept(study: Sequence[Cell], published: Iterable[Published] = ()) -> Any:
-  """Test accuracy against what is left, with error bars of one deviation over the seeds.
+  """The measure of the runs against what is left, with error bars of one deviation over the seeds.
 
   For channels x is the share of the dense MACs that is left, for everything else the share of the
   budget's unit; both axes are logarithmic, y in the errors, so that rows near the dense network
@@ -64,8 +64,8 @@ def png(figure: Any) -> bytes:
 
 
 def _draw_dense(plot, dense):
-  error, std = _error(dense.mean), dense.std or 0.0
-  plot.axhspan(_error(dense.mean + std), error + std, color='#000000', alpha=0.08, lw=0, zorder=0)
+  error, std = dense.measure.error(dense.mean), dense.std or 0.0
+  plot.axhspan(_fewer(dense), error + std, color='#000000', alpha=0.08, lw=0, zorder=0)
   return plot.axhline(error, color='black', lw=1, ls='--', label='dense', zorder=1)
 
 
@@ -73,9 +73,9 @@ def _draw_row(plot, lines, aside):
   """The lines of one row, a budget each."""
   color, marker = mark(lines[0].row)
   ours = lines[0].method == 'transportation'
-  errors = [_error(line.mean) for line in lines]
+  errors = [line.measure.error(line.mean) for line in lines]
   stds = [line.std or 0.0 for line in lines]
-  up = [e - _error(x.mean + s) for x, e, s in zip(lines, errors, stds, strict=True)]
+  up = [e - _fewer(line) for e, line in zip(errors, lines, strict=True)]
   return plot.errorbar(
     [_left(line) * aside for line in lines],
     errors,
@@ -99,7 +99,7 @@ def _draw_published(plot, published):
     points = [x for x in published if (x.method, x.source) == (method, source)]
     handles += plot.plot(
       [x.kept for x in points],
-      [_error(x.accuracy) for x in points],
+      [MEASURES['accuracy'].error(x.accuracy) for x in points],
       ls='none',
       marker=_HOLLOW[i % len(_HOLLOW)],
       mfc='none',
@@ -127,8 +127,9 @@ def _left(line: Line) -> float:
   return 100 * max(statistics.mean(map(share, line.runs)), 1e-4)
 
 
-def _error(accuracy):
-  return max(100 - accuracy, _TOP)
+def _fewer(line: Line) -> float:
+  """The errors of one deviation better than the mean."""
+  return max(line.measure.error(line.mean) - (line.std or 0.0), FEWEST)
 
 
 def _step(study, names):
@@ -140,11 +141,10 @@ def _step(study, names):
 
 def _best(study, published):
   """The fewest errors that must be seen: bars may run out of the plot, means may not."""
-  means = [x.mean for cell in study for x in cell.lines]
-  known = [x.accuracy for x in published]
+  means = [x.measure.error(x.mean) for cell in study for x in cell.lines]
+  known = [MEASURES['accuracy'].error(x.accuracy) for x in published]
   dense = study[0].dense
-  band = [] if dense is None else [dense.mean + (dense.std or 0.0)]
-  return min(map(_error, [*means, *known, *band]))
+  return min([*means, *known, *([] if dense is None else [_fewer(dense)])])
 
 
 def _label_axes(plot, study, best):
@@ -153,7 +153,8 @@ def _label_axes(plot, study, best):
   cell = study[0]
   macs = any(run['macs'] != '' for c in study for x in c.lines for run in x.runs)
   what = 'MACs' if macs else {'count': cell.granularity}.get(cell.unit, cell.unit)
-  plot.set(xlabel=f'{what} left, % (log)', ylabel='test accuracy, % (log of the errors)')
+  measure = cell.lines[0].measure
+  plot.set(xlabel=f'{what} left, % (log)', ylabel=measure.axis)
   low, high = plot.dataLim.intervalx
   room = max(1.15, (high / low) ** 0.06)
   plot.set_xlim(low / room, high * room)
@@ -163,7 +164,7 @@ def _label_axes(plot, study, best):
   plot.set_ylim(top, bottom)
   for axis, ticks, form in (
     (plot.xaxis, _share_ticks(asked), '{:.4g}'.format),
-    (plot.yaxis, _error_ticks(bottom, top), lambda error: f'{100 - error:.4g}'),
+    (plot.yaxis, _error_ticks(bottom, top), lambda error: f'{measure.value(error):.4g}'),
   ):
     axis.set_major_locator(ticker.FixedLocator(ticks))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _, form=form: form(value)))

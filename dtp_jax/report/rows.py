@@ -27,7 +27,8 @@ Row = dict[str, Any]
 
 _TYPES: dict[str, type] = {
   'data': str, 'model': str, 'granularity': str, 'unit': str, 'keep': float, 'row': str,
-  'method': str, 'seed': int, 'accuracy': float, 'dense_accuracy': float, 'gap': float,
+  'method': str, 'seed': int, 'accuracy': float, 'loss': float, 'measure': str,
+  'dense_accuracy': float, 'gap': float,
   'requested': int, 'achieved': int, 'total': int, 'parameters': int, 'parameters_left': int,
   'macs': int, 'macs_left': int, 'dense_steps': int, 'soft_steps': int, 'hard_steps': int,
   'seconds': float, 'run': str, 'config': str, 'dtp-jax': str, 'jax': str, 'flax': str,
@@ -35,7 +36,9 @@ _TYPES: dict[str, type] = {
 }  # fmt: skip
 COLUMNS = tuple(_TYPES)
 
-_RESULT = ('accuracy', 'dense_accuracy', 'achieved', 'total', 'parameters_left', 'macs_left')
+_RESULT = (
+  'accuracy', 'loss', 'dense_accuracy', 'achieved', 'total', 'parameters_left', 'macs_left',
+)  # fmt: skip
 
 
 def collect(folders: Iterable[str | pathlib.Path]) -> tuple[list[Row], list[str]]:
@@ -107,6 +110,8 @@ def _row(folder: pathlib.Path, name: str) -> Row:
       read_json(folder / f'{part}.json') for part in ('config', 'summary', 'environment')
     )
     found = {
+      'loss': None,  # runs of 0.3.0 and before say neither this nor what they are compared by
+      'measure': None,
       **environment['versions'],
       **environment,
       **summary,

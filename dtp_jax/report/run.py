@@ -103,7 +103,7 @@ def _slim_lines(workdir):
     )
     for name in ('dense', 'slim')
   )
-  timed = f'ms for {slim["batch_size"]} images'
+  timed = f'ms for {slim["batch_size"]} examples'
   ratio = time['dense']['median'] / time['slim']['median']
   worst = max(check['difference'] / check['scale'] for check in slim['checks']['stablehlo'])
   return [

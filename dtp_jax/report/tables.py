@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dtp_jax.report.compare import Cell, Difference, Line, by_row, cells_of, paired, studies_of
+from dtp_jax.report.measure import Measure
 from dtp_jax.report.rows import Published, Row
 from dtp_jax.report.style import label
 
@@ -70,7 +71,7 @@ def percent(keep: float) -> str:
 
 
 def of_cell(cell: Cell) -> Table:
-  """One cell in full: seeds, accuracy, what was kept, seconds (the median)."""
+  """One cell in full: seeds, measure, what was kept, seconds (the median)."""
   totals = {run['total'] for line in cell.lines for run in line.runs if run['total'] != ''}
   if len(totals) > 1:
     raise ValueError(f'runs of one cell have different totals {totals}; report them apart.')
@@ -86,14 +87,15 @@ def of_cell(cell: Cell) -> Table:
     )
     for line in cell.lines
   )
-  header = ('run', 'seeds', 'test accuracy, %', 'kept', 'parameters left', 'seconds')
+  name = cell.lines[0].measure.name
+  header = ('run', 'seeds', name, 'kept', 'parameters left', 'seconds')
   return Table(header, rows)
 
 
 def by_budget(study: Study) -> Table:
   """Rows are methods, columns the budgets: mean and deviation over the seeds.
 
-  The dense network has no budget: its accuracy stands in every column, to compare with.
+  The dense network has no budget: its figure stands in every column, to compare with.
   """
   budgets = _budgets(study)
   rows = []
@@ -104,7 +106,7 @@ def by_budget(study: Study) -> Table:
     name = 'dense, nothing pruned' if method == 'dense' else label(name)
     rows.append((name, *values, str(most)))
   columns = map(budget_name, budgets) if budgets else ('all',)
-  return Table(('test accuracy, %', *columns, 'seeds'), tuple(rows))
+  return Table((_measure(study).name, *columns, 'seeds'), tuple(rows))
 
 
 def against(study: Study, other: str) -> Table:
@@ -125,7 +127,8 @@ def against(study: Study, other: str) -> Table:
       values.append(_against(found.get(cell.keep), reference, other))
     if any(values):
       rows.append((label(name), *values))
-  return Table((f'points against {other}', *map(budget_name, budgets)), tuple(rows))
+  header = f'{_measure(study).unit} against {other}'
+  return Table((header, *map(budget_name, budgets)), tuple(rows))
 
 
 def summary(study: Study) -> Table:
@@ -143,13 +146,16 @@ def summary(study: Study) -> Table:
           _against(line, cell.dense, '') or 'none',
         )
       )
-  header = ('kept', 'run', 'best baseline', 'points against it (95 %)', 'points against dense')
+  unit = _measure(study).unit
+  header = ('kept', 'run', 'best baseline', f'{unit} against it (95 %)', f'{unit} against dense')
   return Table(header, tuple(rows), texts=3)
 
 
 def of_runs(study: Study) -> Table:
   """Every run: what names it, what it reached, where it lies."""
-  header = ('run', 'kept', 'seed', 'accuracy, %', 'achieved', 'parameters left', 'seconds')
+  measure = _measure(study)
+  name = measure.name.removeprefix('test ')
+  header = ('run', 'kept', 'seed', name, 'achieved', 'parameters left', 'seconds')
   runs = {
     (cell.keep if line.method != 'dense' else 1.0, line.row, run['seed']): run
     for cell in study
@@ -161,7 +167,7 @@ def of_runs(study: Study) -> Table:
       label(row),
       percent(keep),
       str(seed),
-      f'{100 * run["accuracy"]:.2f}',
+      measure.text(measure.of(run)),
       '' if run['achieved'] == '' else f'{run["achieved"]:,}',
       f'{run["parameters_left"]:,}',
       f'{run["seconds"]:.0f}',
@@ -188,6 +194,10 @@ def of_published(found: Iterable[Published]) -> Table:
   return Table(('method', 'source', 'accuracy, %', 'of dense, %', 'at'), rows, texts=2)
 
 
+def _measure(study: Study) -> Measure:
+  return study[0].lines[0].measure
+
+
 def _budgets(study):
   return [cell for cell in study if cell.granularity]
 
@@ -212,9 +222,10 @@ def _kept(line: Line, total: int | None, unit: str) -> str:
 
 
 def _spread(line, seeds=None):
-  spread = '' if line.std is None else f' ± {line.std:.2f}'
+  text = line.measure.text
+  spread = '' if line.std is None else f' ± {text(line.std)}'
   fewer = '' if seeds in (None, len(line.runs)) else f' (n = {len(line.runs)})'
-  return f'{line.mean:.2f}{spread}{fewer}'
+  return f'{text(line.mean)}{spread}{fewer}'
 
 
 def _against(line, other, name):
@@ -223,14 +234,18 @@ def _against(line, other, name):
   if line is other:
     return name
   difference = paired(line, other)
-  return 'no seed in common' if difference is None else _interval(difference, len(line.runs))
+  if difference is None:
+    return 'no seed in common'
+  return _interval(difference, len(line.runs), line.measure)
 
 
-def _interval(difference: Difference, seeds: int) -> str:
-  if difference.low is None:
-    return f'{difference.mean:+.2f} (one seed)'
+def _interval(difference: Difference, seeds: int, measure: Measure) -> str:
+  mean = measure.text(difference.mean, '+')
+  if difference.low is None or difference.high is None:
+    return f'{mean} (one seed)'
   fewer = '' if difference.n == seeds else f', n = {difference.n}'
-  return f'{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f}{fewer})'
+  low, high = (measure.text(bound, '+') for bound in (difference.low, difference.high))
+  return f'{mean} ({low} to {high}{fewer})'
 
 
 def _amount(x):

@@ -19,8 +19,8 @@ AHEAD = 8
 
 # Compiled once for all runs of a process that evaluate the same network alike.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _eval_step(batch, apply, preprocess, params, batch_stats, *arguments):
-  return eval_step(apply, preprocess, params, batch_stats, batch(*arguments))
+def _eval_step(batch, apply, task, params, batch_stats, *arguments):
+  return eval_step(apply, task, params, batch_stats, batch(*arguments))
 
 
 class Evaluator:
@@ -32,14 +32,15 @@ class Evaluator:
     self._batch_size = meshes.padded(recipe.mesh, batch_size)
     self._masked = jax.jit(functools.partial(masked_params, recipe), static_argnames='stage')
     self._apply_masks = jax.jit(recipe.pruner.apply_masks)
-    self._step = functools.partial(_eval_step, data.batch, recipe.apply, recipe.preprocess)
+    self._step = functools.partial(_eval_step, data.batch, recipe.apply, recipe.task)
 
   def __call__(self, state: TrainState) -> dict[str, Any]:
     """Metrics of a state on the split.
 
     Returns:
-      loss and accuracy under the present masks; in the soft stage also accuracy_hard under the hard
-      masks of the moment and gap, present minus hard (the discretisation gap); softness, kept and
+      loss (nats a label) and accuracy under the present masks; in the soft stage also loss_hard and
+      accuracy_hard under the hard masks of the moment and gap, the present accuracy minus the hard
+      one (the discretisation gap); softness, kept and
       kept_per_array of the present masks.
     """
     stage = self._recipe.stages.name(int(state.step) - 1)
@@ -49,7 +50,7 @@ class Evaluator:
     if stage == 'soft':
       params = self._apply_masks(state.params, hard_masks(self._recipe, state))
       hard = self._mean(params, state.batch_stats)
-      values['accuracy_hard'] = hard['accuracy']
+      values |= {f'{name}_hard': value for name, value in hard.items()}
       values['gap'] = present['accuracy'] - hard['accuracy']
     values['kept_per_array'] = {k: float(v) for k, v in found['kept_per_array'].items()}
     return values

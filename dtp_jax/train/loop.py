@@ -92,6 +92,11 @@ class _Run:
     self._eval_steps = _eval_steps(config, self._stages, data.examples)
 
   @property
+  def measure(self) -> str:
+    """What runs on this data are compared by."""
+    return self._data.measure
+
+  @property
   def seconds(self) -> float:
     """Seconds spent on this run, earlier sessions included."""
     return self._seconds + time.monotonic() - self._began
@@ -111,7 +116,7 @@ class _Run:
     bar = tqdm.tqdm(
       initial=begin * batch,
       total=self._stages.total * batch,
-      unit='image',
+      unit='example',
       unit_scale=True,
       disable=None if hosts.is_first() else True,
     )
@@ -202,12 +207,14 @@ def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) ->
   pruned = jax.device_get(paths({'params': params, 'batch_stats': batch_stats}))
   # Rerunning a finished run changes nothing: its time is that of the first time.
   if hosts.is_first() and not (workdir / 'summary.json').exists():
-    _write_summary(config, workdir, recipe, run.seconds, hard, pruned)
+    _write_summary(config, workdir, recipe, run.measure, run.seconds, hard, pruned)
   hosts.wait('summary')
   return read_json(workdir / 'summary.json')
 
 
-def _write_summary(config, workdir, recipe: Recipe, seconds: float, hard, pruned) -> None:
+def _write_summary(
+  config, workdir, recipe: Recipe, measure: str, seconds: float, hard, pruned
+) -> None:
   """Writes masks.npz, pruned.npz and, last, summary.json."""
   write_npz(workdir / 'masks.npz', hard)
   write_npz(workdir / 'pruned.npz', pruned)
@@ -221,6 +228,8 @@ def _write_summary(config, workdir, recipe: Recipe, seconds: float, hard, pruned
     'stages': recipe.stages._asdict(),
     'dense_accuracy': by_step.get(recipe.stages.soft_start, {}).get('accuracy'),
     'accuracy': final.get('accuracy_hard', final['accuracy']),
+    'loss': final.get('loss_hard', final['loss']),
+    'measure': measure,
     'gap': by_step.get(recipe.stages.hard_start, {}).get('gap'),
     **recipe.pruner.resolved.account(hard)._asdict(),
     'parameters': sum(int(w.size) for k, w in pruned.items() if k.startswith('params/')),

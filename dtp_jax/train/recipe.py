@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from dtp_jax import methods, models, prunable
 from dtp_jax.data import Dataset
-from dtp_jax.data.images import augment, normalise
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
 from dtp_jax.train import mesh as meshes
@@ -27,6 +26,7 @@ __all__ = ['Config', 'build', 'build_budget', 'build_model', 'build_stages']
 Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
 MODELS: dict[str, type[nn.Module]] = {
+  'decoder': models.Decoder,
   'lenet': models.LeNet,
   'mobilenet_v2': models.MobileNetV2,
   'resnet': models.ResNet,
@@ -41,7 +41,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
 
   Args:
     config: see configs/default.py for every field.
-    data: gives image shape, number of classes and channel statistics.
+    data: gives the shape of an example, the number of classes and the task.
 
   Returns:
     The recipe and a function that creates the state at step 0, from given variables, the state dict
@@ -58,11 +58,11 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   meshes.check_batch(mesh, config.data.batch_size, config.accumulate)
   model = build_model(config, data.num_classes)
   keys = jax.random.split(jax.random.key(config.seed))
-  images = jnp.zeros((1, *data.image_shape), jnp.float32)
+  inputs = jnp.zeros(data.example.shape, data.example.dtype)
   initialise = functools.partial(model.init, train=False)
   stages = build_stages(config, data.examples)
-  variables = jax.eval_shape(initialise, keys[0], images)
-  elements = build_elements(config, model, variables, images)
+  variables = jax.eval_shape(initialise, keys[0], inputs)
+  elements = build_elements(config, model, variables, inputs)
   elements = elements._replace(parts=meshes.model_parts(mesh))
   pruner = build_pruner(config, elements, stages)
   weights = build_optimizer(config, stages)
@@ -71,7 +71,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   optimizers = {'params': weights, 'scores': scores}
 
   def start(keys, variables):
-    variables = initialise(keys[0], images) if variables is None else variables
+    variables = initialise(keys[0], inputs) if variables is None else variables
     return create_train_state(variables, pruner, optimizers, keys[1])
 
   where = meshes.of_state(mesh, jax.eval_shape(start, keys, variables))
@@ -89,7 +89,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
       'dtype',
       config.dtype,
     ),
-    preprocess=Preprocess(config.data.crop_padding, config.data.flip, data.mean, data.std),
+    task=data.task(config.data),
     pruner=pruner,
     optimizers=optimizers,
     stages=stages,
@@ -105,7 +105,8 @@ class Network(NamedTuple):
 
   Attributes:
     model: its parameters are float32.
-    dtype: that they and the images are cast to. Statistics of normalisation stay float32.
+    dtype: that they and the inputs are cast to, integers apart. Statistics of normalisation stay
+      float32.
     remat: whether the backward pass computes anew all but products and convolutions.
     mesh: of the devices; each gathers the parameters whole, in that dtype.
   """
@@ -115,37 +116,17 @@ class Network(NamedTuple):
   remat: bool
   mesh: Mesh
 
-  def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+  def __call__(self, variables: Any, inputs: jax.Array, **options: Any) -> Any:
     """The logits, and what else `model.apply` gives back under `options`."""
-    dtype = jnp.dtype(self.dtype)
     apply = functools.partial(self.model.apply, **options)
     if self.remat:
       apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.dots_saveable)
-    params = jax.tree.map(lambda w: w.astype(dtype), variables['params'])
+    params, inputs = jax.tree.map(self._cast, (variables['params'], inputs))
     params = meshes.gathered(self.mesh, params)
-    return apply({**variables, 'params': params}, images.astype(dtype))
+    return apply({**variables, 'params': params}, inputs)
 
-
-class Preprocess(NamedTuple):
-  """(key, uint8 images, train) -> float images; equal for equal options, so that jit can tell.
-
-  Attributes:
-    crop_padding: largest shift in pixels of the random crop.
-    flip: whether to mirror at random.
-    mean: of each channel, in [0, 1] units.
-    std: of each channel, same units.
-  """
-
-  crop_padding: int
-  flip: bool
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-
-  def __call__(self, key: jax.Array, images: jax.Array, train: bool) -> jax.Array:
-    """Augments in training, and normalises."""
-    if train:
-      images = augment(key, images, crop_padding=self.crop_padding, flip=self.flip)
-    return normalise(images, self.mean, self.std)
+  def _cast(self, x: jax.Array) -> jax.Array:
+    return x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -172,12 +153,12 @@ def build_stages(config: Config, examples: int) -> Stages:
   )
 
 
-def build_elements(config: Config, model: nn.Module, variables: Any, images: Any) -> Prunable:
+def build_elements(config: Config, model: nn.Module, variables: Any, inputs: Any) -> Prunable:
   """The elements that `config.prune.granularity` names, from concrete or abstract variables."""
   prune, params = config.prune, variables['params']
 
   def channels():
-    graph = trace(model.apply, variables, images, train=False)
+    graph = trace(model.apply, variables, inputs, train=False)
     return prunable.channels(graph, importance=prune.importance, exclude=prune.exclude)
 
   builders = {

@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dtp_jax import transport as ops
+from dtp_jax.data.dataset import Task
 from dtp_jax.methods import Pruner
 from dtp_jax.prunable import Masks
 from dtp_jax.train import mesh as meshes
@@ -27,7 +28,7 @@ __all__ = [
   'train_step',
 ]
 
-Batch = dict[str, Array]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'mask' bool (B,) in eval
+Batch = dict[str, Array]  # of a data set, see `dtp_jax.data.Dataset.batch`
 
 
 class Recipe(NamedTuple):
@@ -35,7 +36,7 @@ class Recipe(NamedTuple):
 
   Attributes:
     apply: Linen's module.apply, with a `train` argument.
-    preprocess: (key, uint8 images, train) -> float images.
+    task: (key, batch, train) -> (what the network reads, labels of its logits).
     pruner: the pruning method, on the elements of this network.
     optimizers: {'params': of the weights, 'scores': of the scores}.
     stages: stage lengths.
@@ -45,7 +46,7 @@ class Recipe(NamedTuple):
   """
 
   apply: Callable[..., Any]
-  preprocess: Callable[[Array, Array, bool], Array]
+  task: Task
   pruner: Pruner
   optimizers: Mapping[str, optax.GradientTransformation]
   stages: Stages
@@ -90,15 +91,15 @@ def train_step(
   Args:
     recipe: static.
     state: donated by the caller's jit.
-    batch: 'image' uint8 (B, H, W, C) and 'label' int32 (B,).
+    batch: of the data set that the task is of.
     stage: static; `recipe.stages.name(step)` of the step that the state is at.
 
   Returns:
     The next state and scalar metrics: loss, accuracy, softness S (mean of 4 m (1 - m)) and kept
     (mean of the mask) of the masks used.
   """
-  key_augment, key_model = jax.random.split(jax.random.fold_in(state.rngs['train'], state.step))
-  images = recipe.preprocess(key_augment, batch['image'], True)
+  key_task, key_model = jax.random.split(jax.random.fold_in(state.rngs['train'], state.step))
+  asked = recipe.task(key_task, batch, True)
   learned = ('params', 'scores') if stage == 'soft' else ('params',)
   trained = {name: getattr(state, name) for name in learned}
 
@@ -108,8 +109,7 @@ def train_step(
 
   # One plan a step, however many parts its batch has: they share the pruned parameters.
   params, pull_back, (masks, transport) = jax.vjp(pruned, trained, has_aux=True)
-  batch = {'image': images, 'label': batch['label']}
-  grads, batch_stats, metrics = _gradient(recipe, params, state.batch_stats, batch, key_model)
+  grads, batch_stats, metrics = _gradient(recipe, params, state.batch_stats, asked, key_model)
   (grads,) = pull_back(grads)
   opt_state = dict(state.opt_state)
   for name in learned:
@@ -147,28 +147,29 @@ def masked_params(recipe: Recipe, state: TrainState, *, stage: Stage) -> dict[st
 
 def eval_step(
   apply: Callable[..., Any],
-  preprocess: Callable[[Array, Array, bool], Array],
+  task: Task,
   params: Any,
   batch_stats: Any,
   batch: Batch,
 ) -> dict[str, Array]:
-  """Sums over the examples of a batch whose 'mask' is true: loss, correct, count.
+  """Sums over the labels of a batch whose 'mask' is true: loss, correct, count.
 
   Args:
     apply: of the `Recipe`.
-    preprocess: of the `Recipe`.
+    task: of the `Recipe`.
     params: masked parameters.
     batch_stats: running statistics, or {}.
-    batch: 'image', 'label' and 'mask' (B,).
+    batch: of the data set, with 'mask' (B,).
 
   Returns:
     Scalars.
   """
-  images = preprocess(jax.random.key(0), batch['image'], False)
-  logits = apply(_collections(params, batch_stats), images, train=False)
-  valid = batch['mask']
-  loss = _cross_entropy(logits, batch['label'], 0.0)
-  correct = jnp.argmax(logits, -1) == batch['label']
+  inputs, labels = task(jax.random.key(0), batch, False)
+  logits = apply(_collections(params, batch_stats), inputs, train=False)
+  # An example may have many labels, as a text has.
+  valid = jnp.broadcast_to(jnp.expand_dims(batch['mask'], range(1, labels.ndim)), labels.shape)
+  loss = _cross_entropy(logits, labels, 0.0)
+  correct = jnp.argmax(logits, -1) == labels
   return {
     'loss': jnp.sum(jnp.where(valid, loss, 0.0)),
     'correct': jnp.sum(valid & correct, dtype=jnp.int32),
@@ -189,25 +190,26 @@ def _frozen(transport, hard):
   return {name: jnp.where(hard[name], 1.0, -1.0).astype(z.dtype) for name, z in transport.items()}
 
 
-def _gradient(recipe: Recipe, params, batch_stats, batch: Batch, key: Array):
+def _gradient(recipe: Recipe, params, batch_stats, asked: tuple[Array, Array], key: Array):
   """(gradient of the mean loss, the next batch_stats, metrics) at pruned parameters."""
 
-  def loss_fn(params, batch_stats, batch, key):
+  def loss_fn(params, batch_stats, asked, key):
+    inputs, labels = asked
     logits, updated = recipe.apply(
       _collections(params, batch_stats),
-      batch['image'],
+      inputs,
       train=True,
       mutable=['batch_stats'],
       rngs={'dropout': key},
     )
-    loss = jnp.mean(_cross_entropy(logits, batch['label'], recipe.label_smoothing))
-    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch['label'])
+    loss = jnp.mean(_cross_entropy(logits, labels, recipe.label_smoothing))
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
     return loss, (updated.get('batch_stats', {}), {'loss': loss, 'accuracy': accuracy})
 
   gradient = jax.grad(loss_fn, has_aux=True)
   parts = recipe.accumulate
   if parts == 1:
-    grads, (batch_stats, metrics) = gradient(params, batch_stats, batch, key)
+    grads, (batch_stats, metrics) = gradient(params, batch_stats, asked, key)
     return grads, batch_stats, metrics
 
   def deal(x):
@@ -216,12 +218,12 @@ def _gradient(recipe: Recipe, params, batch_stats, batch: Batch, key: Array):
 
   def add(carry, part):
     batch_stats, total = carry
-    i, batch = part
-    grads, (batch_stats, metrics) = gradient(params, batch_stats, batch, jax.random.fold_in(key, i))
+    i, asked = part
+    grads, (batch_stats, metrics) = gradient(params, batch_stats, asked, jax.random.fold_in(key, i))
     return (batch_stats, jax.tree.map(jnp.add, total, (grads, metrics))), None
 
   nothing = jax.tree.map(jnp.zeros_like, params), {'loss': jnp.zeros(()), 'accuracy': jnp.zeros(())}
-  dealt = jnp.arange(parts), jax.tree.map(deal, batch)
+  dealt = jnp.arange(parts), jax.tree.map(deal, asked)
   (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, nothing), dealt)
   grads, metrics = jax.tree.map(lambda x: x / parts, total)
   return grads, batch_stats, metrics

@@ -33,7 +33,7 @@ def measure(config, batch_size: int, points: int, repeats: int) -> tuple[Latency
   """The table of the network of a config, and the nanoseconds of its dense forward pass."""
   data = load(config.data)
   model = build_model(config, data.num_classes)
-  images = jnp.zeros((batch_size, *data.image_shape), jnp.float32)
+  images = jnp.zeros((batch_size, *data.example.shape[1:]), data.example.dtype)
   variables = jax.jit(lambda key, x: model.init(key, x, train=False))(
     jax.random.key(config.seed), images[:1]
   )

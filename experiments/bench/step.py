@@ -89,7 +89,7 @@ def measure(
   scores = pruner.score_optimizer or optax.adam(1e-2)
   optimizers = {'params': network.optimizer(), 'scores': scores}
   mesh = meshes.make({'data': 1, 'model': 1})
-  recipe = Recipe(network.model.apply, _preprocess, pruner, optimizers, _STAGES, mesh)
+  recipe = Recipe(network.model.apply, _task, pruner, optimizers, _STAGES, mesh)
   calls: dict[str, Callable[[], Any]] = {'plain': _plain(network, variables, batch)}
   calls |= {stage: _staged(recipe, variables, batch, start) for stage, start in _STARTS.items()}
   case = {'network': name, 'granularity': granularity, 'method': method, 'batch_size': size}
@@ -103,18 +103,18 @@ def _plain(network: Network, variables: Any, batch: Any) -> Callable[[], Any]:
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, batch):
     params, stats, opt_state = state
-    images = _preprocess(None, batch['image'], True)
+    images, labels = _task(None, batch, True)
 
     def loss_fn(params):
       logits, updated = network.model.apply(
         {'params': params, **stats}, images, train=True, mutable=['batch_stats']
       )
-      targets = jax.nn.one_hot(batch['label'], logits.shape[-1])
+      targets = jax.nn.one_hot(labels, logits.shape[-1])
       return jnp.mean(optax.softmax_cross_entropy(logits, targets)), (logits, updated)
 
     (loss, (logits, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = tx.update(grads, opt_state, params)
-    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch['label'])
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
     return (optax.apply_updates(params, updates), updated, opt_state), (loss, accuracy)
 
   params = jax.tree.map(jnp.copy, variables['params'])
@@ -146,9 +146,9 @@ def _goes_on(step: Callable[[Any], tuple[Any, Any]], state: Any) -> Callable[[],
   return call
 
 
-def _preprocess(key: Any, images: jax.Array, train: bool) -> jax.Array:
+def _task(key: Any, batch: Any, train: bool) -> tuple[jax.Array, jax.Array]:
   del key, train
-  return (images.astype(jnp.float32) - 127.5) / 64
+  return (batch['image'].astype(jnp.float32) - 127.5) / 64, batch['label']
 
 
 def _elements(network: Network, variables: Any, granularity: str) -> tuple[Prunable, Budget]:

@@ -52,6 +52,31 @@ def test_equal_differences_have_an_interval_of_no_width():
   assert found == (2, 25.0, 25.0, 25.0)
 
 
+def test_bits_per_byte_are_better_when_fewer():
+  losses = {'dense': (0.9, 1.1), 'transportation': (1.2, 1.3), 'taylor': (1.5, 1.4), 'pdp': (2, 2)}
+  rows = [
+    {
+      'data': 'python_stdlib', 'model': 'decoder', 'row': row, 'method': row, 'seed': seed,
+      'granularity': '' if row == 'dense' else 'channels', 'unit': 'params', 'keep': 0.5,
+      'loss': loss, 'accuracy': 0.5, 'measure': 'bits_per_byte',
+    }
+    for row, values in losses.items()
+    for seed, loss in enumerate(values)
+  ]  # fmt: skip
+  (cell,) = cells_of(rows)
+  assert cell.dense is not None
+  np.testing.assert_allclose(cell.dense.mean, 1 / math.log(2))  # nats as bits
+  assert cell.best_baseline is not None
+  assert cell.best_baseline.row == 'taylor'
+  table = tables.by_budget([cell])
+  assert table.header[0] == 'bits per byte'
+  assert table.rows[0][1] == '1.443 ± 0.204'
+  (line,) = tables.summary([cell]).rows
+  difference = np.mean([1.2 - 1.5, 1.3 - 1.4]) / math.log(2)
+  assert line[2:4] == ('gradual Taylor', line[3])
+  assert line[3].startswith(f'{difference:+.3f} (')
+
+
 def test_cells_aggregate_the_seeds_and_share_the_dense_runs(swept):
   rows, _ = collect([swept])
   large, small = cells_of(rows)

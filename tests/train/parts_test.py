@@ -13,12 +13,13 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from dtp_jax.data import Resident, load
+from configs import text_decoder
+from dtp_jax.data import Resident, Text, load
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import Evaluator
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
-from dtp_jax.train.recipe import build
+from dtp_jax.train.recipe import build, build_model
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.step import enter_stage, train_step
 from tests.train.conftest import tiny_config
@@ -218,3 +219,23 @@ def test_the_command_line_says_what_is_meant(arguments, words):
   assert done.returncode != 0
   assert all(word in output for word in words), output
   assert 'Traceback' not in output
+
+
+@pytest.mark.once
+def test_of_a_text_every_next_token_counts_once():
+  """Against the mean over all positions of the windows, whatever the size of a batch."""
+  config = text_decoder.get_config('runlocal')
+  config.data.batch_size, config.mesh.data = 4, 1
+  tokens = np.random.default_rng(0).integers(0, 256, (7, 6), np.uint8)
+  data = Text('seven', {'tokens': tokens}, {'tokens': tokens}, 256, verified=False)
+  config.stages.update({'dense': 1.0, 'soft': 1.0, 'hard': 1.0})
+  recipe, create = build(config, data)
+  state = create()
+  logits = build_model(config, 256).apply({'params': state.params}, tokens[:, :-1].astype(np.int32))
+  shares = jax.nn.log_softmax(logits)
+  picked = np.take_along_axis(np.asarray(shares), tokens[:, 1:, None].astype(np.int64), -1)
+  right = np.argmax(logits, -1) == tokens[:, 1:]
+  for size in (3, 7):
+    found = Evaluator(recipe, data, size)(state)
+    np.testing.assert_allclose(found['loss'], -picked.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found['accuracy'], right.mean(), rtol=1e-6)
