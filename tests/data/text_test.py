@@ -65,7 +65,7 @@ def test_the_installed_library_is_the_same_in_another_process():
   data = load({'name': 'python_stdlib', 'window': 128})
   assert (data.name, data.num_classes, data.verified) == ('python_stdlib', 256, True)
   assert data.train['tokens'].shape[1] == 129
-  assert 10 < data.examples / len(data.held_out['tokens'])
+  assert data.examples / len(data.held_out['tokens']) > 10
   assert len(data.held_out['tokens']) == text.HELD_OUT_WINDOWS
   code = (
     'import zlib; from dtp_jax.data import load; d = load({"name": "python_stdlib"});'
