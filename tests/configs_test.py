@@ -351,3 +351,19 @@ def test_pretrained_weights_take_the_place_of_the_dense_stage():
   assert (config.pretrained, config.stages.dense) == ('weights/resnet50.pth', 0.0)
   points = dict(module('imagenet_resnet50').get_sweep('pretrained=a.pth,granularity=weights'))
   assert {point.pretrained for point in points.values()} == {'a.pth'}
+
+
+@pytest.mark.parametrize('keep', module('text_decoder').BUDGETS)
+def test_the_small_dense_decoder_has_what_the_budget_leaves_and_as_many_steps(keep):
+  get_config, data = module('text_decoder').get_config, dataset('python_stdlib')
+
+  def parameters(config):
+    model = recipe.build_model(config, 256)
+    tokens = jax.ShapeDtypeStruct(data.example.shape, data.example.dtype)
+    found = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    return sum(leaf.size for leaf in jax.tree.leaves(found))
+
+  pruned, small = get_config(f'keep={keep}'), get_config(f'keep={keep},small')
+  assert 0.995 * keep < parameters(small) / parameters(pruned) <= keep
+  assert sum(small.stages.values()) == pytest.approx(sum(pruned.stages.values()))
+  assert (small.method, small.stages.dense) == ('dense', sum(small.stages.values()))
