@@ -6,8 +6,13 @@ import functools
 import multiprocessing
 import os
 import pathlib
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +21,14 @@ import ml_collections
 from dtp_jax.data import load
 from dtp_jax.files import read_json
 from dtp_jax.train import folder as run_folder
-from dtp_jax.train import loop
+from dtp_jax.train import loop, preemption
+from dtp_jax.train.lock import locked
 from dtp_jax.train.sweep import Run
 
 __all__ = ['Outcome', 'run_all', 'run_here']
+
+
+_LISTENING = contextlib.ExitStack()  # a worker listens for as long as it lives
 
 
 class Outcome(NamedTuple):
@@ -27,7 +36,7 @@ class Outcome(NamedTuple):
 
   Attributes:
     name: see `dtp_jax.train.sweep.Run`.
-    status: 'finished', 'skipped' (it was finished before) or 'failed'.
+    status: 'finished', 'skipped' (it was finished before), 'failed' or 'preempted' (by SIGTERM).
     reason: of a failure, one line; the traceback is in log.txt of the run's folder.
   """
 
@@ -48,7 +57,8 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
 
   Raises:
     ValueError: a folder that belongs to a run with another config; before anything runs.
-    FileNotFoundError, DivergedError: see `dtp_jax.train.loop.train_and_evaluate`.
+    FileNotFoundError, DivergedError, PreemptedError, LockedError, OSError: see
+      `dtp_jax.train.loop.train_and_evaluate`.
   """
   workdir, runs = pathlib.Path(workdir).absolute(), list(runs)
   # The config that was asked for first: it is refused with all of its fields, not with those alone
@@ -71,7 +81,8 @@ def run_all(
   """Runs in processes of their own; run again, it goes on where it stopped.
 
   Each process takes one GPU if there are any (CUDA_VISIBLE_DEVICES), else an equal share of the
-  CPU cores, and has the compilation cache of this one.
+  CPU cores, and has the compilation cache of this one. They end with this one however it ends. On
+  SIGTERM each writes a checkpoint of its run, see `dtp_jax.train.preemption`.
 
   Args:
     runs: from `sweep.runs_of`.
@@ -84,10 +95,18 @@ def run_all(
 
   Raises:
     ValueError: `processes` < 1, or a folder that belongs to a run with another config.
+    LockedError: another sweep works in the folder.
+    PreemptedError: on SIGTERM, when the runs under way have their checkpoints.
+    BrokenProcessPool: one of the processes was killed.
   """
   if processes < 1:
     raise ValueError(f'processes is {processes}; expected at least 1.')
   workdir = pathlib.Path(workdir).absolute()
+  with locked(workdir, 'job.lock'), preemption.listening(_pass_on):
+    return _run_all(runs, workdir, processes, report)
+
+
+def _run_all(runs, workdir: pathlib.Path, processes: int, report) -> list[Outcome]:
   outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
   waiting = [run for run in runs if run.name not in outcomes]
   for outcome in outcomes.values():
@@ -100,6 +119,8 @@ def run_all(
   try:
     going: dict[futures.Future, Run] = {}
     while waiting or going:
+      if preemption.noticed():
+        raise _preempted(outcomes, runs)
       ready = {run.name for run in waiting if run.fork is None or run.fork in outcomes}
       for run in waiting:
         if run.name in ready:
@@ -108,22 +129,46 @@ def run_all(
       done, _ = futures.wait(going, return_when=futures.FIRST_COMPLETED)
       for future in done:
         outcome = future.result()
+        if outcome.status == 'preempted':
+          raise _preempted(outcomes, runs)
         outcomes[going.pop(future).name] = outcome
         report(outcome)
+  except BrokenProcessPool as error:
+    if preemption.noticed():  # one that was only starting, and did not listen yet
+      raise _preempted(outcomes, runs) from error
+    raise
   finally:
     pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
   return [outcomes[run.name] for run in runs]
+
+
+def _preempted(outcomes, runs) -> preemption.PreemptedError:
+  return preemption.PreemptedError(
+    f'preempted (SIGTERM) with {len(outcomes)} of {len(runs)} runs finished; the same command goes '
+    'on with the others.'
+  )
+
+
+def _pass_on() -> None:
+  """Tells the processes of a sweep what this one was told."""
+  for process in multiprocessing.active_children():
+    process.terminate()
 
 
 def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
   """One run, in a worker process; its output goes to log.txt."""
   if obstacle:
     return Outcome(run.name, 'failed', obstacle)
+  if preemption.noticed():
+    return Outcome(run.name, 'preempted')
   place = workdir / run.name
   place.mkdir(parents=True, exist_ok=True)
   with (place / 'log.txt').open('a') as log, contextlib.redirect_stderr(log):
     try:
       _train(run, workdir)
+    except preemption.PreemptedError as error:
+      print(error, file=sys.stderr)
+      return Outcome(run.name, 'preempted')
     except Exception as error:  # any failure is this run's alone
       traceback.print_exc(file=log)
       return Outcome(run.name, 'failed', f'{type(error).__name__}: {str(error).splitlines()[0]}')
@@ -150,7 +195,12 @@ def _cache() -> dict[str, Any]:
 
 
 def _settle(places: Any, cache: dict[str, Any]) -> None:
-  """Gives a new worker its device, before JAX looks for one, and the compilation cache."""
+  """Gives a new worker its device, before JAX looks for one, and the compilation cache.
+
+  It listens for SIGTERM from now on, and ends when the process that started it is gone.
+  """
+  _LISTENING.enter_context(preemption.listening())
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   index, count = places.get()
   gpus = _gpus()
   if gpus and count > 1:
@@ -160,6 +210,14 @@ def _settle(places: Any, cache: dict[str, Any]) -> None:
     os.sched_setaffinity(0, cores[index::count] or cores)
   for name, value in cache.items():
     jax.config.update(name, value)
+
+
+def _end_with_parent() -> None:
+  """Ends this process when its parent was killed: a new sweep is to find the folders free."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _gpus() -> list[str]:
