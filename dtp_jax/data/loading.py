@@ -4,7 +4,7 @@ import functools
 import io
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,7 +133,32 @@ def _records(builder: Any, split: str) -> Any:
   import tensorflow_datasets as tfds
 
   # TFDS reads and parses, PIL decodes: twice as fast as letting TFDS decode one by one.
-  return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+  source = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+  return _Intact(source, f'the {split} split in {builder.data_path}')
+
+
+class _Intact:
+  """Records whose checksums array_record compares; what is damaged is named."""
+
+  def __init__(self, records: Any, where: str):
+    self._records, self._where = records, where
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __iter__(self) -> Iterator[Any]:
+    return (self[index] for index in range(len(self)))
+
+  def __getitem__(self, index: int) -> Any:
+    return self.__getitems__([index])[0]
+
+  def __getitems__(self, indices: list[int]) -> list[Any]:
+    try:
+      return self._records.__getitems__(indices)
+    except RuntimeError as error:
+      raise ValueError(
+        f'{self._where} is damaged: {error} Remove that folder and prepare the data set again.'
+      ) from error
 
 
 def _decode(builder: Any, split: str) -> Split:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax.export.cuts import Cuts, kept_from_json
-from dtp_jax.files import read_json, read_safetensors
+from dtp_jax.files import check_checksums, read_json, read_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
 from dtp_jax.graph.trace import abstract
 from dtp_jax.trees import flat, flatten, nested
 
 __all__ = ['SavedSlim', 'load_slim', 'masks_of', 'read_files']
 
-FORMAT = 1
+FORMAT = 2
 VARIABLES, KEPT, MANIFEST = 'variables.safetensors', 'kept.json', 'manifest.json'
 PROGRAM = 'stablehlo.bin'
 
@@ -93,7 +93,7 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
 
   Raises:
     FileNotFoundError: no slim model in the folder.
-    ValueError: of a newer format, or its files do not fit together.
+    ValueError: of another format, a damaged file, or its files do not fit together.
   """
   folder = pathlib.Path(folder)
   if not (folder / MANIFEST).exists():
@@ -101,12 +101,16 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
       f'{folder} is not the folder of a slim model: it has no {MANIFEST}. Write one with '
       'dtp_jax.export.save_slim or python -m experiments.export.'
     )
-  manifest = read_json(folder / MANIFEST)
+  try:
+    manifest = read_json(folder / MANIFEST)
+  except ValueError as error:
+    raise ValueError(f'{folder / MANIFEST} is damaged: {error}. Export again.') from error
   if manifest.get('format') != FORMAT:
     raise ValueError(
       f'{folder} has format {manifest.get("format")}; expected {FORMAT}. Load it with the '
       f'versions that wrote it: {manifest.get("versions")}.'
     )
+  check_checksums(folder, (MANIFEST, VARIABLES, KEPT, PROGRAM))
   return read_files(folder, manifest)
 
 

@@ -1,5 +1,6 @@
 """Exported slim models: data that is the masked network, or an error and no folder."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import export
-from dtp_jax.files import read_safetensors, write_safetensors
+from dtp_jax.files import read_safetensors, write_checksums, write_safetensors
 from dtp_jax.graph import shrink, trace
 from dtp_jax.models import CifarResNet
 from dtp_jax.trees import flatten, nested
@@ -101,7 +102,7 @@ def test_the_folder_tells_what_was_kept_cut_spent_and_checked(net, saved):
   folder, manifest = saved
   assert json.loads((folder / 'manifest.json').read_text()) == manifest
   assert sorted(path.name for path in folder.iterdir()) == [
-    'kept.json', 'manifest.json', 'stablehlo.bin', 'variables.safetensors'
+    'SHA256SUMS', 'kept.json', 'manifest.json', 'stablehlo.bin', 'variables.safetensors'
   ]  # fmt: skip
   assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
   kept = json.loads((folder / 'kept.json').read_text())
@@ -271,12 +272,42 @@ def test_broken_folders_are_named(saved, tmp_path):
   write_safetensors(
     tmp_path / 'variables.safetensors', {**arrays, 'params/head/bias': np.zeros(4, np.float32)}
   )
+  write_checksums(tmp_path)
   with pytest.raises(ValueError, match=r"'params/head/bias' has the shape \(4,\).*expected \(3,\)"):
     export.load_slim(tmp_path)
   manifest = json.loads((tmp_path / 'manifest.json').read_text())
   (tmp_path / 'manifest.json').write_text(json.dumps({**manifest, 'format': 99}))
-  with pytest.raises(ValueError, match='format 99; expected 1'):
+  with pytest.raises(ValueError, match='format 99; expected 2'):
     export.load_slim(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'name', ['manifest.json', 'kept.json', 'variables.safetensors', 'stablehlo.bin', 'SHA256SUMS']
+)
+def test_a_damaged_file_is_named(saved, tmp_path, name):
+  shutil.copytree(saved[0], tmp_path / 'slim')
+  path = tmp_path / 'slim' / name
+  content = path.read_bytes()
+  flipped = bytearray(content)
+  flipped[len(content) // 2] ^= 1
+  for damaged in (bytes(flipped), content[: len(content) // 2], b''):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r'damaged|missing') as error:
+      export.load_slim(tmp_path / 'slim')
+    # A line of the list and the file it is of do not tell which of the two is damaged.
+    assert name in str(error.value)
+  path.unlink()
+  with pytest.raises((ValueError, FileNotFoundError), match=name):
+    export.load_slim(tmp_path / 'slim')
+
+
+def test_a_list_of_checksums_reads_no_file_outside_of_its_folder(saved, tmp_path):
+  shutil.copytree(saved[0], tmp_path / 'slim')
+  (tmp_path / 'secret').write_text('mine')
+  with (tmp_path / 'slim' / 'SHA256SUMS').open('a') as sums:
+    sums.write(f'{hashlib.sha256(b"mine").hexdigest()}  ../secret\n')
+  with pytest.raises(ValueError, match=r'\.\./secret is missing'):
+    export.load_slim(tmp_path / 'slim')
 
 
 @pytest.mark.parametrize(
