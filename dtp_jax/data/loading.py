@@ -4,7 +4,7 @@ import functools
 import io
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,7 +128,7 @@ def _prepared(name: str, data_dir: str | None) -> tuple[Any, bool]:
   return builders.BUILDERS[name](data_dir=prepare.root(data_dir)), found.verified
 
 
-def _records(builder: Any, split: str) -> Any:
+def _records(builder: Any, split: str) -> '_Intact':
   """The records of one split with their images as they are encoded, in the order on disk."""
   import tensorflow_datasets as tfds
 
@@ -137,8 +137,8 @@ def _records(builder: Any, split: str) -> Any:
   return _Intact(source, f'the {split} split in {builder.data_path}')
 
 
-class _Intact:
-  """Records whose checksums array_record compares; what is damaged is named."""
+class _Intact(Sequence):
+  """Records of array_record files, which compares their checksums; a damaged split is named."""
 
   def __init__(self, records: Any, where: str):
     self._records, self._where = records, where
@@ -146,19 +146,23 @@ class _Intact:
   def __len__(self) -> int:
     return len(self._records)
 
+  def __getitem__(self, index: Any) -> Any:
+    return self.__getitems__([index])[0]
+
   def __iter__(self) -> Iterator[Any]:
     return (self[index] for index in range(len(self)))
-
-  def __getitem__(self, index: int) -> Any:
-    return self.__getitems__([index])[0]
 
   def __getitems__(self, indices: list[int]) -> list[Any]:
     try:
       return self._records.__getitems__(indices)
     except RuntimeError as error:
-      raise ValueError(
-        f'{self._where} is damaged: {error} Remove that folder and prepare the data set again.'
-      ) from error
+      raise self.damaged(error) from error
+
+  def damaged(self, error: Exception) -> ValueError:
+    """What to say of the split, where something went wrong in reading it."""
+    return ValueError(
+      f'{self._where} is damaged: {error}. Remove that folder and prepare the data set again.'
+    )
 
 
 def _decode(builder: Any, split: str) -> Split:
@@ -171,8 +175,11 @@ def _decode(builder: Any, split: str) -> Split:
   ):
     rows = list(range(start, min(start + _CHUNK, len(records))))
     for row, record in zip(rows, records.__getitems__(rows), strict=True):
-      with Image.open(io.BytesIO(record['image'])) as png:
-        image[row] = np.asarray(png).reshape(image.shape[1:])
+      try:
+        with Image.open(io.BytesIO(record['image'])) as png:
+          image[row] = np.asarray(png).reshape(image.shape[1:])
+      except (OSError, ValueError, SyntaxError) as error:
+        raise records.damaged(error) from error
       label[row] = record['label']
   return {'image': image, 'label': label}
 

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -28,15 +27,12 @@ from dtp_jax.train.sweep import Run
 __all__ = ['Outcome', 'run_all', 'run_here']
 
 
-_LISTENING = contextlib.ExitStack()  # a worker listens for as long as it lives
-
-
 class Outcome(NamedTuple):
   """How a run ended.
 
   Attributes:
     name: see `dtp_jax.train.sweep.Run`.
-    status: 'finished', 'skipped' (it was finished before), 'failed' or 'preempted' (by SIGTERM).
+    status: 'finished', 'skipped' (it was finished before) or 'failed'.
     reason: of a failure, one line; the traceback is in log.txt of the run's folder.
   """
 
@@ -119,22 +115,21 @@ def _run_all(runs, workdir: pathlib.Path, processes: int, report) -> list[Outcom
   try:
     going: dict[futures.Future, Run] = {}
     while waiting or going:
-      if preemption.noticed():
-        raise _preempted(outcomes, runs)
       ready = {run.name for run in waiting if run.fork is None or run.fork in outcomes}
       for run in waiting:
         if run.name in ready:
           going[pool.submit(_attempt, run, workdir, _obstacle(run, outcomes))] = run
       waiting = [run for run in waiting if run.name not in ready]
+      if preemption.noticed():
+        _pass_on()  # to those too that were only being started
+        raise _preempted(outcomes, runs)
       done, _ = futures.wait(going, return_when=futures.FIRST_COMPLETED)
       for future in done:
         outcome = future.result()
-        if outcome.status == 'preempted':
-          raise _preempted(outcomes, runs)
         outcomes[going.pop(future).name] = outcome
         report(outcome)
   except BrokenProcessPool as error:
-    if preemption.noticed():  # one that was only starting, and did not listen yet
+    if preemption.noticed():  # so were they, and have ended
       raise _preempted(outcomes, runs) from error
     raise
   finally:
@@ -150,7 +145,7 @@ def _preempted(outcomes, runs) -> preemption.PreemptedError:
 
 
 def _pass_on() -> None:
-  """Tells the processes of a sweep what this one was told."""
+  """Tells the processes of a sweep what this one was told; those without a run end at once."""
   for process in multiprocessing.active_children():
     process.terminate()
 
@@ -159,16 +154,14 @@ def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
   """One run, in a worker process; its output goes to log.txt."""
   if obstacle:
     return Outcome(run.name, 'failed', obstacle)
-  if preemption.noticed():
-    return Outcome(run.name, 'preempted')
   place = workdir / run.name
   place.mkdir(parents=True, exist_ok=True)
   with (place / 'log.txt').open('a') as log, contextlib.redirect_stderr(log):
     try:
       _train(run, workdir)
     except preemption.PreemptedError as error:
-      print(error, file=sys.stderr)
-      return Outcome(run.name, 'preempted')
+      print(error, file=log, flush=True)
+      os._exit(preemption.STATUS)  # and with it the pool: no other run begins here
     except Exception as error:  # any failure is this run's alone
       traceback.print_exc(file=log)
       return Outcome(run.name, 'failed', f'{type(error).__name__}: {str(error).splitlines()[0]}')
@@ -197,9 +190,8 @@ def _cache() -> dict[str, Any]:
 def _settle(places: Any, cache: dict[str, Any]) -> None:
   """Gives a new worker its device, before JAX looks for one, and the compilation cache.
 
-  It listens for SIGTERM from now on, and ends when the process that started it is gone.
+  It ends when the process that started it is gone.
   """
-  _LISTENING.enter_context(preemption.listening())
   threading.Thread(target=_end_with_parent, daemon=True).start()
   index, count = places.get()
   gpus = _gpus()
