@@ -63,7 +63,8 @@ CHECKSUMS = 'SHA256SUMS'
 
 def write_checksums(folder: pathlib.Path) -> None:
   """Writes SHA256SUMS of the files of a folder, as `sha256sum -c` reads it."""
-  lines = [f'{_sha256(path)}  {path.name}\n' for path in sorted(folder.iterdir())]
+  files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+  lines = [f'{_sha256(path)}  {path.name}\n' for path in files]
   write_text(folder / CHECKSUMS, ''.join(lines))
 
 

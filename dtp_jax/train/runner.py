@@ -139,7 +139,7 @@ def _run_all(runs, workdir: pathlib.Path, processes: int, report) -> list[Outcom
 
 def _preempted(outcomes, runs) -> preemption.PreemptedError:
   return preemption.PreemptedError(
-    f'preempted (SIGTERM) with {len(outcomes)} of {len(runs)} runs finished; the same command goes '
+    f'preempted (SIGTERM) with {len(outcomes)} of {len(runs)} runs done; the same command goes '
     'on with the others.'
   )
 

@@ -72,7 +72,8 @@ def _run(program, arguments, log, devices):
   status = 1
   try:
     main = importlib.import_module(f'experiments.{program}').main
-    app.run(main, argv=[program, *map(str, arguments)], flags_parser=parse_flags)
+    sys.argv = [program, *map(str, arguments)]  # config_flags looks for overrides there
+    app.run(main, flags_parser=parse_flags)
   except SystemExit as error:
     status = error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error.code, str):
