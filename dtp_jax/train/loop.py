@@ -103,7 +103,9 @@ class _Run:
     self._config, self._stages, self._checkpoints = config, recipe.stages, checkpoints
     self._recipe, self._data = recipe, data
     self._evaluate = Evaluator(recipe, data, config.data.eval_batch_size)
-    self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
+    latest = checkpoints.latest
+    # Killed before its first checkpoint, a run evaluates step 0 again.
+    self._metrics = MetricsWriter(workdir, resume_step=-1 if latest is None else latest)
     self._pending: list[tuple[int, Any]] = []
     self._seconds, self._began = seconds, time.monotonic()
     self._eval_steps = _eval_steps(config, self._stages, data.examples)

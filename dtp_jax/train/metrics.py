@@ -19,8 +19,8 @@ class MetricsWriter:
   Of the processes of a job the first alone writes.
   """
 
-  def __init__(self, folder: str | pathlib.Path, *, resume_step: int = 0):
-    """Opens `folder`/metrics.jsonl and keeps its lines up to step `resume_step`."""
+  def __init__(self, folder: str | pathlib.Path, *, resume_step: int = -1):
+    """Opens `folder`/metrics.jsonl and keeps its lines up to step `resume_step`; -1 keeps none."""
     self._path = pathlib.Path(folder) / 'metrics.jsonl'
     self._file = self._board = None
     if not hosts.is_first():
@@ -28,7 +28,7 @@ class MetricsWriter:
     kept = [r for r in read_metrics(folder) if r['step'] <= resume_step]
     write_text(self._path, ''.join(json.dumps(r) + '\n' for r in kept))
     self._file = self._path.open('a')
-    self._board = _summary_writer(folder, resume_step)
+    self._board = _summary_writer(folder, max(0, resume_step))
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one record {'kind', 'step', **values}; non-finite numbers become null."""

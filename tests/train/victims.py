@@ -44,7 +44,8 @@ def finish(process, log, status=0):
 
 def kill(process, how=signal.SIGKILL):
   """Sends a signal, waits for the end and returns the exit status."""
-  os.kill(process.pid, how)
+  with contextlib.suppress(ProcessLookupError):  # it has ended
+    os.kill(process.pid, how)
   process.join(PATIENCE)
   return process.exitcode
 
