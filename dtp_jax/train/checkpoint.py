@@ -232,7 +232,7 @@ def _digest_all(trees):
 
 def _digest(x: jax.Array) -> jax.Array:
   """Sum of all words, each times an odd number of its own: a single flipped bit always shows."""
-  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
   if x.dtype == bool:
     x = x.astype(jnp.uint8)

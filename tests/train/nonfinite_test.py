@@ -42,7 +42,8 @@ def data():
 @pytest.fixture(autouse=True)
 def white_is_nan(monkeypatch):
   def planted(images, mean, std):
-    white = jnp.all(images == 255, axis=(1, 2, 3), keepdims=True)
+    middle = images[:, 8:20, 8:20]  # wherever it is shifted to
+    white = jnp.all(middle == 255, axis=(1, 2, 3), keepdims=True)
     return jnp.where(white, jnp.nan, normalise(images, mean, std))
 
   monkeypatch.setattr(recipe_module, 'normalise', planted)
