@@ -78,6 +78,8 @@ def get_config() -> Any:
 
   config.accumulate = 1  # parts that the gradient of a batch is computed in, one after the other
 
+  config.on_nan = 'stop'  # where a loss is NaN or infinite; or skip: that step changes nothing
+
   # The optimizer of the weights; scores have their method's own, or else Adam.
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'  # sgd, adamw

@@ -1,12 +1,13 @@
 """Files of every kind the project writes: each whole or not at all."""
 
+import hashlib
 import io
 import json
 import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,10 +16,13 @@ import safetensors
 import safetensors.numpy
 
 __all__ = [
+  'CHECKSUMS',
+  'check_checksums',
   'read_json',
   'read_npz',
   'read_safetensors',
   'write_bytes',
+  'write_checksums',
   'write_json',
   'write_npz',
   'write_safetensors',
@@ -65,6 +69,46 @@ def read_json(path: pathlib.Path) -> Any:
 def write_json(path: pathlib.Path, content: Any) -> None:
   """Writes a JSON file, indented and sorted."""
   write_text(path, json.dumps(content, indent=2, sort_keys=True) + '\n')
+
+
+CHECKSUMS = 'SHA256SUMS'
+
+
+def write_checksums(folder: pathlib.Path) -> None:
+  """Writes SHA256SUMS of the files of a folder, as `sha256sum -c` reads it."""
+  files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+  lines = [f'{_sha256(path)}  {path.name}\n' for path in files]
+  write_text(folder / CHECKSUMS, ''.join(lines))
+
+
+def check_checksums(folder: pathlib.Path, needed: Iterable[str]) -> None:
+  """Compares the files of a folder with its SHA256SUMS.
+
+  Args:
+    folder: that `write_checksums` wrote to.
+    needed: names that must be among them.
+
+  Raises:
+    ValueError: a file is missing, damaged or not listed; it is named.
+  """
+  path = folder / CHECKSUMS
+  content = path.read_text(errors='replace') if path.exists() else ''
+  listed = {name: digest for digest, _, name in (x.partition('  ') for x in content.splitlines())}
+  for name in (*needed, *listed):
+    file = folder / name
+    # A name is one of this folder, whatever the list says.
+    found = _sha256(file) if file.name == name and file.is_file() else None
+    if found is None or found != listed.get(name):
+      state = 'missing' if found is None else 'damaged'
+      raise ValueError(
+        f'{file} is {state}: its sha256 is {found}, and {listed.get(name)} in {CHECKSUMS}. Copy '
+        'the folder again from where it was intact, or write it anew.'
+      )
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from jax import Array
 
 __all__ = [
   'by_path',
+  'finite',
   'flat',
   'flatten',
   'is_array',
@@ -63,6 +64,11 @@ def path_name(keys: Any) -> str:
 def paths(params: Any) -> dict[str, Array]:
   """The leaves of a pytree keyed by path, as in {'Conv_0/kernel': array}."""
   return {'/'.join(path): leaf for path, leaf in by_path(params)[0]}
+
+
+def finite(tree: Any) -> Array:
+  """Whether no number in the arrays of a tree is NaN or infinite, a boolean scalar."""
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:

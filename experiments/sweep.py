@@ -5,21 +5,24 @@
 The config file's get_sweep yields the points; --config.x=y changes a field of all of them. Dense
 stages are trained once for each seed and shared. Run again with the same workdir, it resumes and
 skips what is finished; a run that failed is tried again. --processes=2 runs two at a time, each
-with a GPU of its own or half of the CPU cores. --dry_run prints the runs.
+with a GPU of its own or half of the CPU cores. --dry_run prints the runs. On SIGTERM, a notice of
+preemption, the runs under way write checkpoints and the exit status is 143: run it again.
 """
 
 import inspect
 import runpy
 import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 import tqdm
 from absl import app, flags
 from ml_collections import config_flags
 
-from dtp_jax.train import runner, sweep
+from dtp_jax.train import preemption, runner, sweep
 from dtp_jax.train.compilation import keep_compiled
 from dtp_jax.train.flags import parse_flags
+from dtp_jax.train.lock import LockedError
 from dtp_jax.train.recipe import Config
 
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/first_table.py.')
@@ -70,7 +73,15 @@ def main(argv: list[str]) -> None:
           bar.set_postfix_str(outcome.name)
 
       outcomes = runner.run_all(runs, FLAGS.workdir, processes=FLAGS.processes, report=report)
-  except (ValueError, AttributeError, OSError, ImportError) as error:
+  except preemption.PreemptedError as error:
+    print(error, file=sys.stderr)
+    sys.exit(preemption.STATUS)
+  except BrokenProcessPool:
+    sys.exit(
+      'A process of the sweep was killed; where memory is short, as by the system: use fewer '
+      '--processes. The same command goes on from the last checkpoints.'
+    )
+  except (ValueError, AttributeError, OSError, ImportError, LockedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   failed = sum(outcome.status == 'failed' for outcome in outcomes)
   print(f'{len(outcomes) - failed} of {len(outcomes)} runs are finished, {failed} failed.')

@@ -6,6 +6,9 @@ Any field of the config can be set on the command line, as in --config.prune.kee
 --config.seed=1. The baselines of the config fork from one dense network and lie in
 workdir/baselines. Run again with the same workdir, it resumes; the report is workdir/report.md.
 
+On SIGTERM, a scheduler's notice of preemption, it writes a checkpoint at the next step and ends
+with the exit status 143: the same command goes on from there.
+
 Several processes train one network when each is started with --coordinator=HOST:PORT of the first,
 --num_processes and --process_id, or with --coordinator=auto where JAX finds the others by itself
 (Cloud TPU, GKE, SLURM). The workdir lies on a disk that all of them share.
@@ -18,9 +21,10 @@ from ml_collections import config_flags
 
 from dtp_jax import report
 from dtp_jax.export import run as slim
-from dtp_jax.train import hosts, runner, sweep
+from dtp_jax.train import hosts, preemption, runner, sweep
 from dtp_jax.train.compilation import keep_compiled
 from dtp_jax.train.flags import parse_flags
+from dtp_jax.train.lock import LockedError
 from dtp_jax.train.loop import DivergedError
 
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')
@@ -41,20 +45,23 @@ def main(argv: list[str]) -> None:
   except ValueError as error:
     sys.exit(str(error))
   with hosts.ending_together():
-    _run()
+    try:
+      _run()
+    except preemption.PreemptedError as error:
+      print(error, file=sys.stderr)
+      sys.exit(preemption.STATUS)
+    except (ValueError, OSError, ImportError, DivergedError, LockedError) as error:
+      sys.exit(f'{type(error).__name__}: {error}')
 
 
 def _run() -> None:
-  try:
-    keep_compiled(FLAGS.compilation_cache)
-    summaries = runner.run_here(sweep.with_baselines(FLAGS.config), FLAGS.workdir)
-    if not hosts.is_first():
-      return
-    if summaries['.']['widths']:
-      slim.finish(FLAGS.workdir)
-    path = report.write_report(FLAGS.workdir)
-  except (ValueError, OSError, ImportError, DivergedError) as error:
-    sys.exit(f'{type(error).__name__}: {error}')
+  keep_compiled(FLAGS.compilation_cache)
+  summaries = runner.run_here(sweep.with_baselines(FLAGS.config), FLAGS.workdir)
+  if not hosts.is_first():
+    return
+  if summaries['.']['widths']:
+    slim.finish(FLAGS.workdir)
+  path = report.write_report(FLAGS.workdir)
   print(f'{report.table(FLAGS.workdir)}Report: {path}')
 
 

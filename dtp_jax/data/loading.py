@@ -4,7 +4,7 @@ import functools
 import io
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,12 +133,41 @@ def _prepared(name: str, data_dir: str | None) -> tuple[Any, bool]:
   return builders.BUILDERS[name](data_dir=prepare.root(data_dir)), found.verified
 
 
-def _records(builder: Any, split: str) -> Any:
+def _records(builder: Any, split: str) -> '_Intact':
   """The records of one split with their images as they are encoded, in the order on disk."""
   import tensorflow_datasets as tfds
 
   # TFDS reads and parses, PIL decodes: twice as fast as letting TFDS decode one by one.
-  return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+  source = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+  return _Intact(source, f'the {split} split in {builder.data_path}')
+
+
+class _Intact(Sequence):
+  """Records of array_record files, which compares their checksums; a damaged split is named."""
+
+  def __init__(self, records: Any, where: str):
+    self._records, self._where = records, where
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: Any) -> Any:
+    return self.__getitems__([index])[0]
+
+  def __iter__(self) -> Iterator[Any]:
+    return (self[index] for index in range(len(self)))
+
+  def __getitems__(self, indices: list[int]) -> list[Any]:
+    try:
+      return self._records.__getitems__(indices)
+    except RuntimeError as error:
+      raise self.damaged(error) from error
+
+  def damaged(self, error: Exception) -> ValueError:
+    """What to say of the split, where something went wrong in reading it."""
+    return ValueError(
+      f'{self._where} is damaged: {error}. Remove that folder and prepare the data set again.'
+    )
 
 
 def _decode(builder: Any, split: str) -> Split:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax.export.cuts import Cuts, kept_from_json
-from dtp_jax.files import read_json, read_safetensors
+from dtp_jax.files import check_checksums, read_json, read_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
 from dtp_jax.graph.trace import abstract
 from dtp_jax.trees import flat, flatten, nested
 
 __all__ = ['SavedSlim', 'load_slim', 'masks_of', 'read_files']
 
-FORMAT = 1
+FORMAT = 2
 VARIABLES, KEPT, MANIFEST = 'variables.safetensors', 'kept.json', 'manifest.json'
 PROGRAM = 'stablehlo.bin'
 
@@ -111,8 +111,8 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
   folder, whatever the manifest says. The program is read when it is first asked for.
 
   Raises:
-    FileNotFoundError: no slim model in the folder, or one that lacks a file.
-    ValueError: of a newer format, damaged, or its files do not fit together.
+    FileNotFoundError: no slim model in the folder.
+    ValueError: of another format, a damaged or missing file, or its files do not fit together.
   """
   folder = pathlib.Path(folder)
   if not (folder / MANIFEST).exists():
@@ -120,7 +120,10 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
       f'{folder} is not the folder of a slim model: it has no {MANIFEST}. Write one with '
       'dtp_jax.export.save_slim or python -m experiments.export.'
     )
-  manifest = read_json(folder / MANIFEST)
+  try:
+    manifest = read_json(folder / MANIFEST)
+  except ValueError as error:
+    raise ValueError(f'{folder / MANIFEST} is damaged: {error}. Export again.') from error
   if not isinstance(manifest, dict) or 'format' not in manifest:
     raise ValueError(
       f'{folder / MANIFEST} is not the manifest of a slim model: it names no format. Export again.'
@@ -130,6 +133,7 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
       f'{folder} has format {manifest["format"]!r}; expected {FORMAT}. Load it with the '
       f'versions that wrote it: {manifest.get("versions")}.'
     )
+  check_checksums(folder, (MANIFEST, VARIABLES, KEPT, PROGRAM))
   return read_files(folder, manifest)
 
 

@@ -19,7 +19,7 @@ from dtp_jax.export.checks import Reference, agreement, default_tolerance
 from dtp_jax.export.cuts import kept_as_json
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import PLATFORMS, stablehlo
-from dtp_jax.files import write_json, write_safetensors
+from dtp_jax.files import write_checksums, write_json, write_safetensors
 from dtp_jax.graph import Graph, Norms, Slim, shrink
 from dtp_jax.trees import flatten
 
@@ -44,9 +44,9 @@ def save_slim(
 ) -> dict[str, Any]:
   """Shrinks a network and writes it as data, checked against the masked network.
 
-  The folder holds variables.safetensors, kept.json, stablehlo.bin, manifest.json and perhaps
-  model.onnx. It appears whole, after what was written has been read back and run, on the CPU, at
-  two batch sizes; where anything fails, nothing of it is left.
+  The folder holds variables.safetensors, kept.json, stablehlo.bin, manifest.json, perhaps
+  model.onnx, and SHA256SUMS of them. It appears whole, after what was written has been read back
+  and run, on the CPU, at two batch sizes; where anything fails, nothing of it is left.
 
   Args:
     folder: new folder.
@@ -108,6 +108,7 @@ def save_slim(
       'about': dict(about or {}),
     }
     write_json(temporary / load.MANIFEST, manifest)
+    write_checksums(temporary)
   return manifest
 
 

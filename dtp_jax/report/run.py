@@ -63,6 +63,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     f'- Dense network: {main["parameters"]:,} parameters. Budget: {main["requested"]:,} of '
     f'{main["total"]:,} ({main["unit"]}).',
     *([f'- Widths: {main["multiples"]}.'] if main['multiples'] else []),
+    *_skipped_lines(main),
     f'- Accuracy under the soft mask minus that of the hard mask when it was frozen: {gap}.',
     f'- Device: {environment["devices"]} x {environment["device"]}, {environment["cpus"]} CPUs; '
     f'Python {environment["python"]}, jax {versions["jax"]}, flax {versions["flax"]}, '
@@ -85,6 +86,11 @@ def _dense_lines(workdir, main):
     f'({100 * main["dense_accuracy"]:.1f} % there) and train on under the identical recipe; only '
     'the seconds of the dense row hold that stage.'
   ]
+
+
+def _skipped_lines(main):
+  """How many steps changed nothing, where `config.on_nan` skips them and there were any."""
+  return [f'- Steps skipped, not finite: {main["skipped_steps"]}.'] if main['skipped_steps'] else []
 
 
 def _slim_lines(workdir):

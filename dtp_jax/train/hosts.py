@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from dtp_jax.train import preemption
+
 __all__ = ['ending_together', 'is_first', 'start', 'wait']
 
 # A lost process is noticed at once where its connection breaks, and else by its silence.
@@ -74,12 +76,13 @@ def wait(name: str) -> None:
 def ending_together() -> Iterator[None]:
   """Ends a process of a job at once where it fails: the others would wait for it, and it for them.
 
-  A process alone raises as ever.
+  A process alone raises as ever, and so do those that were preempted, which end together anyway.
   """
   try:
     yield
   except BaseException as error:
-    if jax.process_count() == 1:
+    preempted = isinstance(error, SystemExit) and error.code == preemption.STATUS
+    if preempted or jax.process_count() == 1:
       raise
     place = f'process {jax.process_index()} of {jax.process_count()}'
     if isinstance(error, SystemExit):

@@ -16,22 +16,26 @@ from dtp_jax.files import read_json, write_json, write_npz
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import counts_of
 from dtp_jax.train import folder as run_folder
-from dtp_jax.train import hosts
+from dtp_jax.train import hosts, preemption
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
+from dtp_jax.train.lock import locked
 from dtp_jax.train.metrics import MetricsWriter, read_metrics
 from dtp_jax.train.recipe import Config, build
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import TrainState
 from dtp_jax.train.step import Recipe, enter_stage, hard_masks, train_step
-from dtp_jax.trees import paths
+from dtp_jax.trees import finite, paths
 
 __all__ = ['DivergedError', 'train_and_evaluate']
 
 
+_finite = jax.jit(finite)
+
+
 class DivergedError(RuntimeError):
-  """The loss became NaN or infinite."""
+  """The loss or a weight became NaN or infinite."""
 
 
 def train_and_evaluate(
@@ -42,6 +46,8 @@ def train_and_evaluate(
   fork: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Trains dense, prunes, fine-tunes and evaluates; run again, it resumes where it stopped.
+
+  SIGTERM is taken as a notice that the machine will be taken away, see `dtp_jax.train.preemption`.
 
   Args:
     config: see configs/default.py for every field.
@@ -58,16 +64,29 @@ def train_and_evaluate(
     ValueError: a config out of range, or a workdir of another config.
     FileNotFoundError: data that is not prepared, or a fork without its checkpoint.
     DivergedError: NaN or infinite loss; the message names step, stage and last good checkpoint.
+    DamagedError: no checkpoint of the run is intact; of several the last intact one is used, after
+      the others were named on stderr and moved to checkpoints.damaged.
+    LockedError: another process trains in the folder.
+    PreemptedError: on SIGTERM, after a checkpoint.
+    OSError: the folder cannot be written; the checkpoints in it are intact.
   """
   data = load(config.data) if data is None else data
   recipe, create = build(config, data)
-  workdir = run_folder.open_run(config, workdir)  # nothing is written for a config that is refused
+  workdir = pathlib.Path(workdir).absolute()  # nothing is written for a config that is refused
+  with locked(workdir, 'run.lock'), preemption.listening():
+    return _train_and_evaluate(config, workdir, data, fork, recipe, create)
+
+
+def _train_and_evaluate(
+  config, workdir: pathlib.Path, data, fork, recipe: Recipe, create
+) -> dict[str, Any]:
+  run_folder.open_run(config, workdir)
   stages = recipe.stages
   checkpoints = Checkpoints(workdir / 'checkpoints', always=(stages.soft_start, stages.total))
   with contextlib.closing(checkpoints):
     seconds = 0.0
     if checkpoints.latest is not None:
-      state, position = checkpoints.restore(_template(recipe, create))
+      state, position = checkpoints.restore_latest(_template(recipe, create))
       seconds = position['seconds']
     elif fork is not None:
       state = _fork(fork, create, stages, data)
@@ -86,7 +105,9 @@ class _Run:
     self._config, self._stages, self._checkpoints = config, recipe.stages, checkpoints
     self._recipe, self._data = recipe, data
     self._evaluate = Evaluator(recipe, data, config.data.eval_batch_size)
-    self._metrics = MetricsWriter(workdir, resume_step=checkpoints.latest or 0)
+    latest = checkpoints.latest
+    # Killed before its first checkpoint, a run evaluates step 0 again.
+    self._metrics = MetricsWriter(workdir, resume_step=-1 if latest is None else latest)
     self._pending: list[tuple[int, Any]] = []
     self._seconds, self._began = seconds, time.monotonic()
     self._eval_steps = _eval_steps(config, self._stages, data.examples)
@@ -126,6 +147,8 @@ class _Run:
       if self._checkpoints.latest is None:
         self._measure(state)
       for step in range(begin, self._stages.total):
+        if preemption.noticed():
+          self._stop(state, step, bar)
         stage = self._stages.name(step)
         state = enter_stage(self._recipe, state, step)
         state, metrics = take_step(stage, state, *next(batches))
@@ -137,8 +160,7 @@ class _Run:
           self._flush(bar)
         if evaluate:
           self._measure(state)
-          self._metrics.flush()
-          self._checkpoints.save(state, {'data': {'step': step + 1}, 'seconds': self.seconds})
+          self._save(state, step + 1)
     return state
 
   def close(self):
@@ -149,27 +171,48 @@ class _Run:
     stage = self._stages.name(max(0, int(state.step) - 1))
     self._metrics.write('test', int(state.step), {'stage': stage, **values})
 
+  def _save(self, state, step: int):
+    """Writes a checkpoint, and before it the metrics up to it."""
+    if not _finite((state.params, state.batch_stats)):
+      raise DivergedError(
+        self._diverged(step, self._stages.name(step - 1), 'a weight is not finite')
+      )
+    self._metrics.flush()
+    self._checkpoints.save(state, {'data': {'step': step}, 'seconds': self.seconds})
+
+  def _stop(self, state, step: int, bar):
+    """Ends the run after `step` steps, to go on another time."""
+    self._flush(bar)
+    self._save(state, step)
+    raise preemption.PreemptedError(
+      f'preempted (SIGTERM) after step {step} of {self._stages.total}; the same command goes on '
+      f'from {self._checkpoints.path(step)}.'
+    )
+
   def _flush(self, bar):
     """Fetches the metrics of the steps since the last flush: one wait for the device, not each."""
     stage, metrics = '', {}
     for step, metrics in jax.device_get(self._pending):
       stage = self._stages.name(step - 1)
       self._metrics.write('train', step, {'stage': stage, **metrics})
-      if not math.isfinite(metrics['loss']):
-        raise DivergedError(self._diverged(step, stage, metrics['loss']))
+      if not (math.isfinite(metrics['loss']) or self._recipe.skip_nonfinite):
+        raise DivergedError(self._diverged(step, stage, f'loss is {metrics["loss"]}'))
+    if not self._pending:
+      return
     self._pending.clear()
     shown = {name: f'{metrics[name]:.3f}' for name in ('loss', 'softness', 'kept')}
     bar.set_description(stage)
     bar.set_postfix(shown)
 
-  def _diverged(self, step, stage, loss):
+  def _diverged(self, step, stage, what):
     latest = self._checkpoints.latest
     last = 'there is no checkpoint yet'
     if latest is not None:
       last = f'the last good checkpoint is {self._checkpoints.path(latest)} (step {latest})'
     return (
-      f'loss is {loss} at step {step} of the {stage} stage; {last}. Lower the learning rate '
-      '(optimizer.learning_rate dense, optimizer.prune_learning_rate after) and start anew.'
+      f'{what} at step {step} of the {stage} stage; {last}. Lower the learning rate '
+      '(optimizer.learning_rate dense, optimizer.prune_learning_rate after) and start anew; if it '
+      "is single batches, on_nan='skip' leaves their updates out."
     )
 
 
@@ -192,7 +235,8 @@ def _fork(source, create, stages: Stages, data) -> TrainState:
     raise ValueError(
       f'{source} has a dense stage of {recipe.stages.dense} steps; expected {stages.dense}.'
     )
-  with contextlib.closing(Checkpoints(pathlib.Path(source) / 'checkpoints')) as checkpoints:
+  checkpoints = Checkpoints(pathlib.Path(source) / 'checkpoints', read_only=True)
+  with contextlib.closing(checkpoints):
     donor, _ = checkpoints.restore(_template(recipe, donor_of), stages.soft_start)
   state = create({'params': donor.params, 'batch_stats': donor.batch_stats})
   opt_state = {**state.opt_state, 'params': donor.opt_state['params']}
@@ -218,7 +262,8 @@ def _write_summary(
   """Writes masks.npz, pruned.npz and, last, summary.json."""
   write_npz(workdir / 'masks.npz', hard)
   write_npz(workdir / 'pruned.npz', pruned)
-  records = [r for r in read_metrics(workdir) if r['kind'] == 'test']
+  every = read_metrics(workdir)
+  records = [r for r in every if r['kind'] == 'test']
   by_step = {r['step']: r for r in records}
   final = records[-1]
   summary = {
@@ -235,6 +280,7 @@ def _write_summary(
     'parameters': sum(int(w.size) for k, w in pruned.items() if k.startswith('params/')),
     **_sizes(recipe.pruner.elements.graph, hard, pruned),
     'kept_per_array': {name: float(np.mean(mask)) for name, mask in hard.items()},
+    'skipped_steps': sum(int(r.get('skipped', 0)) for r in every),
     'seconds': round(seconds, 1),
   }
   write_json(workdir / 'summary.json', summary)

@@ -96,6 +96,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
     mesh=mesh,
     label_smoothing=config.optimizer.label_smoothing,
     accumulate=config.accumulate,
+    skip_nonfinite=_choose({'stop': False, 'skip': True}, 'on_nan', config.on_nan),
   )
   return recipe, create
 

@@ -6,8 +6,12 @@ import functools
 import multiprocessing
 import os
 import pathlib
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +20,9 @@ import ml_collections
 from dtp_jax.data import load
 from dtp_jax.files import read_json
 from dtp_jax.train import folder as run_folder
-from dtp_jax.train import loop
+from dtp_jax.train import loop, preemption
 from dtp_jax.train.fields import check, check_pretrained
+from dtp_jax.train.lock import locked
 from dtp_jax.train.recipe import build
 from dtp_jax.train.sweep import Run
 
@@ -52,7 +57,8 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
     ValueError: a config that is refused, or a folder that belongs to a run with another one; before
       anything runs.
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
-    DivergedError: see `dtp_jax.train.loop.train_and_evaluate`.
+    LockedError: another job works in the folder.
+    DivergedError, PreemptedError, OSError: see `dtp_jax.train.loop.train_and_evaluate`.
   """
   workdir, runs = _folder(workdir), list(runs)
   # The config that was asked for first: it is refused with all of its fields, not with those alone
@@ -64,9 +70,10 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
       _check(run, workdir)
       # What its network cannot do is no news after hours.
       build(run.config, _load(ml_collections.FrozenConfigDict(run.config.data)))
-  for run in runs:
-    if run.name not in finished:
-      _train(run, workdir)
+  with locked(workdir, 'job.lock'):
+    for run in runs:
+      if run.name not in finished:
+        _train(run, workdir)
   return {run.name: read_json(workdir / run.name / 'summary.json') for run in runs}
 
 
@@ -80,7 +87,8 @@ def run_all(
   """Runs in processes of their own; run again, it goes on where it stopped.
 
   Each process takes one GPU if there are any (CUDA_VISIBLE_DEVICES), else an equal share of the
-  CPU cores, and has the compilation cache of this one.
+  CPU cores, and has the compilation cache of this one. They end with this one however it ends. On
+  SIGTERM each writes a checkpoint of its run, see `dtp_jax.train.preemption`.
 
   Args:
     runs: from `sweep.runs_of`.
@@ -95,14 +103,23 @@ def run_all(
     ValueError: `processes` < 1, a config that `fields.check` refuses, or a folder that belongs to a
       run with another one; before anything runs.
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
+    LockedError: another job works in the folder.
+    PreemptedError: on SIGTERM, when the runs under way have their checkpoints.
+    BrokenProcessPool: one of the processes was killed.
   """
   if processes < 1:
     raise ValueError(f'processes is {processes}; expected at least 1.')
   workdir = _folder(workdir)
+  for run in runs:
+    if not _finished(run, workdir):
+      _check(run, workdir)
+  with locked(workdir, 'job.lock'), preemption.listening(_pass_on):
+    return _run_all(runs, workdir, processes, report)
+
+
+def _run_all(runs, workdir: pathlib.Path, processes: int, report) -> list[Outcome]:
   outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
   waiting = [run for run in runs if run.name not in outcomes]
-  for run in waiting:
-    _check(run, workdir)
   for outcome in outcomes.values():
     report(outcome)
   context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
@@ -118,11 +135,18 @@ def run_all(
         if run.name in ready:
           going[pool.submit(_attempt, run, workdir, _obstacle(run, outcomes))] = run
       waiting = [run for run in waiting if run.name not in ready]
+      if preemption.noticed():
+        _pass_on()  # to those too that were only being started
+        raise _preempted(outcomes, runs)
       done, _ = futures.wait(going, return_when=futures.FIRST_COMPLETED)
       for future in done:
         outcome = future.result()
         outcomes[going.pop(future).name] = outcome
         report(outcome)
+  except BrokenProcessPool as error:
+    if preemption.noticed():  # so were they, and have ended
+      raise _preempted(outcomes, runs) from error
+    raise
   finally:
     pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
   return [outcomes[run.name] for run in runs]
@@ -143,6 +167,19 @@ def _check(run: Run, workdir: pathlib.Path) -> None:
     check_pretrained(run.config)
 
 
+def _preempted(outcomes, runs) -> preemption.PreemptedError:
+  return preemption.PreemptedError(
+    f'preempted (SIGTERM) with {len(outcomes)} of {len(runs)} runs done; the same command goes '
+    'on with the others.'
+  )
+
+
+def _pass_on() -> None:
+  """Tells the processes of a sweep what this one was told; those without a run end at once."""
+  for process in multiprocessing.active_children():
+    process.terminate()
+
+
 def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
   """One run, in a worker process; its output goes to log.txt."""
   if obstacle:
@@ -152,6 +189,9 @@ def _attempt(run: Run, workdir: pathlib.Path, obstacle: str) -> Outcome:
   with (place / 'log.txt').open('a') as log, contextlib.redirect_stderr(log):
     try:
       _train(run, workdir)
+    except preemption.PreemptedError as error:
+      print(error, file=log, flush=True)
+      os._exit(preemption.STATUS)  # and with it the pool: no other run begins here
     except Exception as error:  # any failure is this run's alone
       traceback.print_exc(file=log)
       return Outcome(run.name, 'failed', f'{type(error).__name__}: {str(error).splitlines()[0]}')
@@ -178,7 +218,11 @@ def _cache() -> dict[str, Any]:
 
 
 def _settle(places: Any, cache: dict[str, Any]) -> None:
-  """Gives a new worker its device, before JAX looks for one, and the compilation cache."""
+  """Gives a new worker its device, before JAX looks for one, and the compilation cache.
+
+  It ends when the process that started it is gone.
+  """
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   index, count = places.get()
   gpus = _gpus()
   if gpus and count > 1:
@@ -188,6 +232,14 @@ def _settle(places: Any, cache: dict[str, Any]) -> None:
     os.sched_setaffinity(0, cores[index::count] or cores)
   for name, value in cache.items():
     jax.config.update(name, value)
+
+
+def _end_with_parent() -> None:
+  """Ends this process when its parent was killed: a new sweep is to find the folders free."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _gpus() -> list[str]:

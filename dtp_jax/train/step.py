@@ -17,6 +17,7 @@ from dtp_jax.prunable import Masks
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stage, Stages
 from dtp_jax.train.state import TrainState
+from dtp_jax.trees import finite
 
 __all__ = [
   'Batch',
@@ -43,6 +44,7 @@ class Recipe(NamedTuple):
     mesh: of the devices.
     label_smoothing: in [0, 1).
     accumulate: parts that the gradient of a batch is computed in.
+    skip_nonfinite: whether a step whose loss or weights are not finite changes nothing.
   """
 
   apply: Callable[..., Any]
@@ -53,6 +55,7 @@ class Recipe(NamedTuple):
   mesh: Mesh
   label_smoothing: float = 0.0
   accumulate: int = 1
+  skip_nonfinite: bool = False
 
 
 def enter_stage(recipe: Recipe, state: TrainState, step: int) -> TrainState:
@@ -96,7 +99,7 @@ def train_step(
 
   Returns:
     The next state and scalar metrics: loss, accuracy, softness S (mean of 4 m (1 - m)) and kept
-    (mean of the mask) of the masks used.
+    (mean of the mask) of the masks used; with `recipe.skip_nonfinite` also skipped, 1 or 0.
   """
   key_task, key_model = jax.random.split(jax.random.fold_in(state.rngs['train'], state.step))
   asked = recipe.task(key_task, batch, True)
@@ -116,15 +119,18 @@ def train_step(
     tx = recipe.optimizers[name]
     updates, opt_state[name] = tx.update(grads[name], opt_state[name], trained[name])
     trained[name] = optax.apply_updates(trained[name], updates)
-  state = replace(
-    state,
-    step=state.step + 1,
-    batch_stats=batch_stats,
-    transport=transport,
-    opt_state=opt_state,
+  following = {
+    'batch_stats': batch_stats,
+    'transport': transport,
+    'opt_state': opt_state,
     **trained,
-  )
-  return state, metrics | _mask_metrics(masks)
+  }
+  metrics |= _mask_metrics(masks)
+  if recipe.skip_nonfinite:
+    sound = finite((metrics['loss'], trained))
+    following = {k: _select(sound, new, getattr(state, k)) for k, new in following.items()}
+    metrics['skipped'] = 1 - sound.astype(jnp.int32)
+  return replace(state, step=state.step + 1, **following), metrics
 
 
 def masked_params(recipe: Recipe, state: TrainState, *, stage: Stage) -> dict[str, Any]:
@@ -240,6 +246,10 @@ def _pruned(recipe: Recipe, state: TrainState, step, stage: Stage):
   else:
     masks, following = {name: (z > 0).astype(z.dtype) for name, z in present.items()}, present
   return recipe.pruner.apply_masks(state.params, masks), masks, following
+
+
+def _select(which: Array, ours, theirs):
+  return jax.tree.map(lambda a, b: jnp.where(which, a, b), ours, theirs)
 
 
 def _mask_metrics(masks: Masks) -> dict[str, Array]:

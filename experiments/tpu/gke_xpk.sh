@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One training run on a TPU slice of a GKE cluster, through XPK. The image is built from this folder;
 # JAX finds the processes of the slice by itself (--coordinator=auto). XPK starts a failed or
-# preempted slice again, and the run goes on from its last checkpoint.
+# preempted slice again, and the run goes on from its last checkpoint, which SIGTERM makes it write
+# (exit status 143).
 #
 #   experiments/tpu/gke_xpk.sh CLUSTER ZONE v5litepod-16 RUN_NAME [--config=... more flags]
 #

@@ -43,6 +43,22 @@ def test_more_than_one_chunk_is_decoded_in_order(mnist, tmp_path, monkeypatch):
   np.testing.assert_array_equal(whole.train['label'], chunked.train['label'])
 
 
+@pytest.mark.parametrize('damage', ['flipped', 'cut', 'gone'])
+def test_a_damaged_shard_is_named(mnist, tmp_path, damage):
+  found = prepare('mnist', mnist.folder, tmp_path / 'tfds')
+  (shard,) = found.path.glob('mnist-train.array_record*')
+  content = bytearray(shard.read_bytes())
+  start = content.index(b'IHDR')  # in the first image
+  content[start] ^= 4
+  shard.write_bytes(content if damage == 'flipped' else content[: len(content) // 2])
+  if damage == 'gone':
+    shard.unlink()
+  with pytest.raises(ValueError, match='the train split in') as error:
+    load({'name': 'mnist', 'data_dir': str(tmp_path / 'tfds')})
+  assert str(found.path) in str(error.value)
+  assert 'prepare the data set again' in str(error.value)
+
+
 def test_missing_data_names_the_command(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     load({'name': 'cifar10', 'data_dir': str(tmp_path)})

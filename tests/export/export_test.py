@@ -1,5 +1,6 @@
 """Exported slim models: data that is the masked network, or an error and no folder."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -101,7 +102,7 @@ def test_the_folder_tells_what_was_kept_cut_spent_and_checked(net, saved):
   folder, manifest = saved
   assert json.loads((folder / 'manifest.json').read_text()) == manifest
   assert sorted(path.name for path in folder.iterdir()) == [
-    'kept.json', 'manifest.json', 'stablehlo.bin', 'variables.safetensors'
+    'SHA256SUMS', 'kept.json', 'manifest.json', 'stablehlo.bin', 'variables.safetensors'
   ]  # fmt: skip
   assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
   kept = json.loads((folder / 'kept.json').read_text())
@@ -292,6 +293,35 @@ def test_inputs_that_cannot_be_exported_are_named(net, tmp_path):
   ]:
     with pytest.raises(error, match=match):
       export.save_slim(tmp_path / 'slim', graph, variables, HARD, inputs)
+
+
+@pytest.mark.parametrize(
+  'name', ['manifest.json', 'kept.json', 'variables.safetensors', 'stablehlo.bin', 'SHA256SUMS']
+)
+def test_a_damaged_file_is_named(saved, tmp_path, name):
+  shutil.copytree(saved[0], tmp_path / 'slim')
+  path = tmp_path / 'slim' / name
+  content = path.read_bytes()
+  flipped = bytearray(content)
+  flipped[len(content) // 2] ^= 1
+  for damaged in (bytes(flipped), content[: len(content) // 2], b''):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r'damaged|missing') as error:
+      export.load_slim(tmp_path / 'slim')
+    # A line of the list and the file it is of do not tell which of the two is damaged.
+    assert name in str(error.value)
+  path.unlink()
+  with pytest.raises((ValueError, FileNotFoundError), match=name):
+    export.load_slim(tmp_path / 'slim')
+
+
+def test_a_list_of_checksums_reads_no_file_outside_of_its_folder(saved, tmp_path):
+  shutil.copytree(saved[0], tmp_path / 'slim')
+  (tmp_path / 'secret').write_text('mine')
+  with (tmp_path / 'slim' / 'SHA256SUMS').open('a') as sums:
+    sums.write(f'{hashlib.sha256(b"mine").hexdigest()}  ../secret\n')
+  with pytest.raises(ValueError, match=r'\.\./secret is missing'):
+    export.load_slim(tmp_path / 'slim')
 
 
 @pytest.mark.parametrize(

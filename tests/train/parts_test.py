@@ -119,7 +119,7 @@ def test_checkpoints_restore_into_an_abstract_template(built, tmp_path):
   state = create()
   checkpoints = Checkpoints(tmp_path, keep=1, always=(0,))
   checkpoints.save(state, {'data': {'step': 0}, 'seconds': 1.5})
-  restored, position = checkpoints.restore(jax.eval_shape(create))
+  restored, position = checkpoints.restore_latest(jax.eval_shape(create))
   checkpoints.close()
   assert position == {'step': 0, 'data': {'step': 0}, 'seconds': 1.5}
   for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):

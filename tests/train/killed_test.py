@@ -1,0 +1,252 @@
+"""Runs and sweeps that are stopped, killed or cannot write go on to the same end."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+
+from dtp_jax import export
+from dtp_jax.files import read_json
+from dtp_jax.report import rows
+from dtp_jax.train import preemption
+from dtp_jax.train.metrics import read_metrics
+from tests.train import victims
+
+pytestmark = pytest.mark.faults
+
+CONFIG = '--config=tests/train/killed.py'
+
+
+def arrays(path):
+  with np.load(path) as stored:
+    return dict(stored)
+
+
+def train(workdir, *flags, **options):
+  """(process, its log) of a training run in `workdir`."""
+  log = workdir.with_suffix('.txt')
+  return victims.start('train', CONFIG, f'--workdir={workdir}', *flags, log=log, **options), log
+
+
+def steps(workdir):
+  folder = workdir / 'checkpoints'
+  return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+
+
+def assert_same(workdir, whole):
+  """All results of a run are those of another, bit for bit, and nothing is left lying about."""
+  assert read_metrics(workdir) == read_metrics(whole)
+  summaries = [{**read_json(w / 'summary.json'), 'seconds': 0} for w in (workdir, whole)]
+  assert summaries[0] == summaries[1]
+  for file in ('masks.npz', 'pruned.npz'):
+    ours, theirs = arrays(workdir / file), arrays(whole / file)
+    for name in theirs:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+  ours, theirs = (export.load_slim(w / 'slim').kept for w in (workdir, whole))
+  for name in theirs:
+    np.testing.assert_array_equal(ours[name], theirs[name])
+  names = [{p.name for p in w.iterdir() if 'tfevents' not in p.name} for w in (workdir, whole)]
+  assert names[0] == names[1]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """The folder of a run that nothing happened to."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  victims.finish(*train(workdir))
+  return workdir
+
+
+def test_a_notice_ends_it_after_a_checkpoint_and_the_rerun_ends_the_same(whole, tmp_path):
+  """And while it runs a second job in its folder is refused."""
+  workdir, moment = tmp_path / 'run', random.randint(1, 5) * 3
+  process, log = train(workdir)
+  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [moment], process, log)
+  second = tmp_path / 'second.txt'
+  other = victims.start('train', CONFIG, f'--workdir={workdir}', log=second)
+  victims.finish(other, second, 1)
+  assert f'LockedError: {workdir} is at work: process {process.pid} of host' in second.read_text()
+  status = victims.kill(process, signal.SIGTERM)
+  assert status == preemption.STATUS == 143, log.read_text()
+  told = log.read_text()
+  assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in told
+  assert 'Traceback' not in told
+  assert not (workdir / 'summary.json').exists()
+  victims.finish(*train(workdir))
+  assert_same(workdir, whole)
+
+
+def in_a_save(workdir):
+  return any(workdir.glob('checkpoints/*orbax-checkpoint-tmp*'))
+
+
+def in_the_export(workdir):
+  return any(workdir.glob('.slim.*'))
+
+
+def test_killed_in_a_save_at_any_moment_and_in_the_export_it_ends_the_same(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  for moment in (in_a_save, None, in_the_export):
+    process, log = train(workdir)
+    if moment:
+      assert victims.wait_for(lambda moment=moment: moment(workdir), process, log)
+    else:
+      process.join(random.uniform(0, 4))
+    victims.kill(process)
+    assert not (workdir / 'slim.json').exists(), log.read_text()
+  victims.finish(*train(workdir))
+  assert_same(workdir, whole)
+  told = log.read_text()
+  assert 'run.lock was left by process' in told
+  assert 'cannot be read' not in told
+  assert 'is damaged' not in told
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_the_same(whole, tmp_path):
+  """As often as it takes, each run on to its end."""
+  kills, run = 0, 0
+  while kills < 20:
+    workdir = tmp_path / f'run{run}'
+    while not (workdir / 'report.md').exists():
+      process, log = train(workdir)
+      process.join(random.uniform(0, 6))
+      if process.exitcode is None:
+        kills += victims.kill(process) == -signal.SIGKILL
+      else:
+        assert process.exitcode == 0, log.read_text()
+    assert_same(workdir, whole)
+    assert 'cannot be read' not in log.read_text()
+    shutil.rmtree(workdir)
+    run += 1
+
+
+def test_the_number_of_devices_changes_between_runs(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  for devices, until in ((1, 3), (4, 9)):
+    process, log = train(workdir, '--config.mesh.data=-1', devices=devices)
+    victims.wait_for(lambda until=until: steps(workdir)[-1:] >= [until], process, log)
+    assert victims.kill(process, signal.SIGTERM) == preemption.STATUS, log.read_text()
+    assert read_json(workdir / 'environment.json')['devices'] == devices
+  victims.finish(*train(workdir, '--config.mesh.data=-1', devices=2))
+  assert read_json(workdir / 'environment.json')['devices'] == 2
+  ours, theirs = read_json(workdir / 'summary.json'), read_json(whole / 'summary.json')
+  for name in ('requested', 'total', 'stages'):
+    assert ours[name] == theirs[name]
+  losses = [[r['loss'] for r in read_metrics(w)] for w in (workdir, whole)]
+  np.testing.assert_allclose(*losses, atol=2e-3)  # sums over devices are rounded in another order
+
+
+def test_of_two_processes_a_notice_to_one_ends_both_at_one_step(tmp_path):
+  workdir = tmp_path / 'run'
+
+  def job():
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      port = s.getsockname()[1]
+    started = []
+    for i in range(2):
+      log = tmp_path / f'log{i}.txt'
+      flags = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
+      flags += [
+        '--config.mesh.data=-1',
+        '--config.stages.hard=3.2',
+        '--config.eval_every=0.4',
+        f'--workdir={workdir}',
+      ]
+      started.append((victims.start('train', CONFIG, *flags, log=log), log))
+    return started
+
+  one, other = job()
+  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [6], *one), one[1].read_text()
+  os.kill(other[0].pid, signal.SIGTERM)
+  for process, log in (one, other):
+    victims.finish(process, log, preemption.STATUS)
+    assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in log.read_text()
+  assert steps(workdir)[-1] < 12 + 200
+  for process, log in job():
+    victims.finish(process, log)
+  taken = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
+  assert taken == list(range(1, 12 + 200 + 1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A function that mounts a disk of some size at a folder, or again with other options."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+
+  def mount(options):
+    command = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+      pytest.skip(f'a disk cannot be mounted here: {done.stderr}')
+    return folder
+
+  yield mount
+  subprocess.run(['umount', str(folder)], check=False, capture_output=True)
+
+
+def test_a_full_and_a_read_only_disk_are_named_and_the_last_checkpoint_is_intact(
+  whole, small_disk, tmp_path
+):
+  log = tmp_path / 'log.txt'
+
+  def told_by(status):
+    log.write_text('')
+    victims.finish(
+      victims.start('train', CONFIG, f'--workdir={disk / "run"}', log=log), log, status
+    )
+    return log.read_text()
+
+  disk = small_disk('size=700k')
+  told = told_by(1)
+  assert 'No space left on device' in told
+  assert f'the last complete one is {disk}/run/checkpoints/{steps(disk / "run")[-1]}.' in told
+  small_disk('remount,ro')
+  told = told_by(1)
+  assert f"Read-only file system: '{disk}/run" in told
+  small_disk('remount,rw,size=100m')
+  told_by(0)
+  assert_same(disk / 'run', whole)
+
+
+def soak(tmp_path, seeds, disturbed):
+  """A sweep that is stopped by `disturbed` signals and begun again, against one that is not."""
+  flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
+  log, calm, stormy = tmp_path / 'log.txt', tmp_path / 'calm', tmp_path / 'stormy'
+  victims.finish(victims.start('sweep', *flags, f'--workdir={calm}', log=log), log)
+  runs, done = 5 * seeds, {}
+  for i, how in enumerate(disturbed):
+    process = victims.start('sweep', *flags, f'--workdir={stormy}', log=log)
+    enough = (i + 1) * runs // (len(disturbed) + 1)
+    victims.wait_for(lambda n=enough: len([*stormy.rglob('summary.json')]) >= n, process, log)
+    process.join(random.uniform(0, 1))
+    status = victims.kill(process, how)
+    assert status == (preemption.STATUS if how == signal.SIGTERM else -how), log.read_text()
+    now = {path: path.stat().st_mtime_ns for path in stormy.rglob('summary.json')}
+    assert done.items() <= now.items()  # nothing that was finished was touched again
+    done = now
+  victims.finish(victims.start('sweep', *flags, f'--workdir={stormy}', log=log), log)
+  now = {path: path.stat().st_mtime_ns for path in stormy.rglob('summary.json')}
+  assert done.items() <= now.items()
+  (expected, none), (found, left) = rows.collect([calm]), rows.collect([stormy])
+  assert len(expected) == runs
+  assert not none
+  assert not left
+  assert [{**row, 'seconds': 0} for row in found] == [{**row, 'seconds': 0} for row in expected]
+
+
+def test_a_sweep_that_is_stopped_and_killed_is_that_of_a_calm_day(tmp_path):
+  soak(tmp_path, 2, [signal.SIGKILL, signal.SIGTERM])
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_and_twenty_kills(tmp_path):
+  signals = [random.choice([signal.SIGKILL, signal.SIGTERM]) for _ in range(20)]
+  soak(tmp_path, 40, signals)
