@@ -1,8 +1,10 @@
 """The mesh of devices: the one file that names its axes.
 
-Batches are split along the axis `data`. Along `model` every array with at least two axes, and so a
-kernel with its scores, log-odds and moments, is split by one rule (`dtp_jax.parts`); what is
-smaller lies on every device. XLA finds the communication from these placements (Auto axis types).
+Batches are split over all devices. Along the axis `model` every array with at least two axes, and
+so a kernel with its scores, log-odds and moments, is split by one rule (`dtp_jax.parts`); what is
+smaller lies on every device. A step gathers the pruned kernels, in the arithmetic of the network:
+left to choose, XLA sends activations instead, which are many times as large. The rest of the
+communication it finds from these placements (Auto axis types).
 """
 
 import math
@@ -16,6 +18,7 @@ from dtp_jax.parts import split_axis
 
 __all__ = [
   'check_batch',
+  'gathered',
   'make',
   'model_parts',
   'of_batches',
@@ -65,25 +68,25 @@ def check_batch(mesh: Mesh, size: int, accumulate: int = 1) -> None:
   """Refuses a training batch that cannot be split.
 
   Raises:
-    ValueError: `size` is not a multiple of the devices along `data` times `accumulate`.
+    ValueError: `size` is not a multiple of the devices times `accumulate`.
   """
-  shares = mesh.shape[_DATA]
+  shares = mesh.size
   if accumulate < 1 or size % (shares * accumulate):
     raise ValueError(
-      f'data.batch_size is {size}, on {shares} devices along mesh.{_DATA} with accumulate = '
-      f'{accumulate}; expected a multiple of {shares * max(1, accumulate)} and accumulate >= 1.'
+      f'data.batch_size is {size}, on {shares} devices with accumulate = {accumulate}; '
+      f'expected a multiple of {shares * max(1, accumulate)} and accumulate >= 1.'
     )
 
 
 def padded(mesh: Mesh, size: int) -> int:
   """The size of an evaluation batch, rounded up to one that can be split."""
-  shares = mesh.shape[_DATA]
+  shares = mesh.size
   return -(-size // shares) * shares
 
 
 def of_batches(mesh: Mesh) -> NamedSharding:
   """Where batches lie: their first axis is split, whatever follows it."""
-  return NamedSharding(mesh, PartitionSpec(_DATA))
+  return NamedSharding(mesh, PartitionSpec((_DATA, _MODEL)))
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:
@@ -109,6 +112,11 @@ def template(mesh: Mesh, state: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   return jax.tree.map(describe, state, of_state(mesh, state))
+
+
+def gathered(mesh: Mesh, tree: Any) -> Any:
+  """Inside of a jitted function: the arrays whole on every device."""
+  return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def whole(mesh: Mesh, tree: Any) -> Any:

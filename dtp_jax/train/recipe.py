@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from dtp_jax import methods, models, prunable
 from dtp_jax.budget import Budget
@@ -85,7 +86,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
 
   recipe = Recipe(
     apply=_choose(
-      {name: Network(model, name, config.remat) for name in ('float32', 'bfloat16')},
+      {name: Network(model, name, config.remat, mesh) for name in ('float32', 'bfloat16')},
       'dtype',
       config.dtype,
     ),
@@ -108,11 +109,13 @@ class Network(NamedTuple):
     model: its parameters are float32.
     dtype: that they and the images are cast to. Statistics of normalisation stay float32.
     remat: whether the backward pass computes anew all but products and convolutions.
+    mesh: of the devices; each gathers the parameters whole, in that dtype.
   """
 
   model: nn.Module
   dtype: str
   remat: bool
+  mesh: Mesh
 
   def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
     """The logits, and what else `model.apply` gives back under `options`."""
@@ -121,6 +124,7 @@ class Network(NamedTuple):
     if self.remat:
       apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.dots_saveable)
     params = jax.tree.map(lambda w: w.astype(dtype), variables['params'])
+    params = meshes.gathered(self.mesh, params)
     return apply({**variables, 'params': params}, images.astype(dtype))
 
 

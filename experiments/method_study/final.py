@@ -30,14 +30,12 @@ NAMES = {
   'dense': 'dense',
   'ours_soft0.5': 'transportation',
   'paper_soft0.5': 'paper',
-  'spartan': 'spartan',
+  'paper_eps0.1_0.01_0.5': 'paper',
   'spartan_soft0.5': 'spartan',
-  'gradual': 'gradual_magnitude',
   'gradual_soft0.5': 'gradual_magnitude',
+  'lamp_soft0.5': 'lamp',
+  'greg': 'greg',
   'l1_uniform': 'l1_uniform',
-  'magnitude': 'magnitude',
-  'random_uniform': 'random_uniform',
-  'lin_d_S_soft0.5': 'scheduled_spartan',
 }
 _SHAPES = {'fashion_mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
 _MODELS = {

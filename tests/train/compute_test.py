@@ -8,10 +8,13 @@ import pytest
 
 from configs import mnist_mini
 from dtp_jax.data import Resident, load
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train import recipe as recipes
 from dtp_jax.train.recipe import Network, build
 from dtp_jax.train.step import enter_stage, train_step
 from tests.train.conftest import tiny_config
+
+ALONE = meshes.make({'data': 1, 'model': 1})
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +102,7 @@ def test_bfloat16_computes_and_stores_nothing(data):
 def test_bfloat16_reaches_every_product():
   """No dot or convolution, forward or backward, is left in float32."""
   model = recipes.build_model(small_resnet(), 10)
-  network = Network(model, 'bfloat16', remat=False)
+  network = Network(model, 'bfloat16', remat=False, mesh=ALONE)
   images = jnp.zeros((2, 28, 28, 1))
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
@@ -133,7 +136,7 @@ def test_rematerialisation_keeps_less_and_changes_no_gradient():
   variables = model.init(jax.random.key(0), images, train=False)
 
   def loss(remat, params):
-    network = Network(model, 'float32', remat)
+    network = Network(model, 'float32', remat, ALONE)
     now = {**variables, 'params': params}
     logits, _ = network(now, images, train=True, mutable=['batch_stats'])
     return jnp.sum(jax.nn.log_softmax(logits)[:, 0])

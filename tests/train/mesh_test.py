@@ -1,7 +1,5 @@
 """Several devices: the same run as on one, a transport that tells scalars alone, and errors."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.recipe import build
 from dtp_jax.train.step import train_step
 from dtp_jax.trees import paths
+from experiments.tpu.compile_check import check, collectives
 from tests.train.conftest import tiny_config
 
 DEVICES = jax.device_count()
@@ -98,7 +97,7 @@ def test_each_device_gathers_its_own_images():
   with_images = data.train_batches(64, seed=0, sharding=meshes.of_batches(mesh))
   arguments = next(with_images)
   compiled = jax.jit(data.batch).lower(*arguments).compile()
-  assert collectives(compiled) == []
+  assert collectives(compiled.as_text()) == []
   image = compiled(*arguments)['image']
   assert {s.data.shape for s in image.addressable_shards} == {(8, 28, 28, 1)}
   alone = next(data.train_batches(64, seed=0))
@@ -169,19 +168,6 @@ def test_a_run_goes_on_with_another_number_of_devices(alone, tmp_path, monkeypat
 # --- what devices tell each other
 
 
-def collectives(compiled):
-  """(operation, elements of its result) of every collective of a program."""
-  found = []
-  pattern = r'= (\(?[^=]*?\)?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)\('
-  for shapes, operation in re.findall(pattern, compiled.as_text()):
-    sizes = [
-      int(np.prod([int(d) for d in dims.split(',') if d]))
-      for dims in re.findall(r'\w+\[([\d,]*)\]', shapes)
-    ]
-    found.append((operation, sum(sizes)))
-  return found
-
-
 def transport_step(preset, width, scope='global'):
   """The compiled transport step of kernels split over four devices, and their number of weights."""
   mesh = meshes.make({'data': 2, 'model': 4})
@@ -208,10 +194,10 @@ def test_the_transport_tells_scalars_alone_whatever_n_is(preset):
   """No array of the size of the problem, nor a part of one, leaves its device."""
   small, large = (transport_step(preset, width) for width in (16, 256))
   assert large[1] == 16 * small[1]
-  told = collectives(small[0])
-  assert told == collectives(large[0])
+  told = collectives(small[0].as_text())
+  assert told == collectives(large[0].as_text())
   assert {operation for operation, _ in told} == {'all-reduce'}
-  assert 4 * sum(elements for _, elements in told) <= 64  # bytes
+  assert sum(size for _, size in told) <= 64
   assert 0 < len(told) <= 8  # in the program; those of the solver's loop run a few times
 
 
@@ -241,3 +227,27 @@ def test_arrays_without_equal_parts_are_one_problem_as_a_whole():
   layers = methods.build('magnitude', elements, Budget(0.5, scope='layer'), steps=1).resolved
   parts = {problem.names[0]: problem.parts for problem in layers.problems}
   assert parts == {'odd': 1, 'even': 4}
+
+
+def test_collectives_are_read_off_a_programs_text():
+  text = """
+  %a = f32[4,8]{1,0} all-gather(f32[1,8]{1,0} %x), channel_id=1
+  ROOT %b = (bf16[3]{0}, s32[]) all-reduce(bf16[3]{0} %y, s32[] %z), channel_id=2
+  %c = f32[4]{0} add(f32[4]{0} %p, f32[4]{0} %q)
+  """
+  assert collectives(text) == [('all-gather', 128), ('all-reduce', 10)]
+
+
+@eight
+def test_a_step_sends_its_kernels_and_no_activations():
+  """Compiled from shapes alone; more examples send no more, and a part of the state is a part."""
+  data = load({'name': 'mnist_mini'})
+  found = {}
+  for model, size in ((1, 64), (4, 64), (4, 256)):
+    config = config_on(-1, model)
+    config.model.features = (8, 32)
+    config.data.batch_size = size
+    found[model, size] = check(config, data)
+  small, large = found[4, 64], found[4, 256]
+  assert small['sent'] == large['sent'] < 10 * 4 * small['weights']
+  assert 0.25 <= small['state'] / found[1, 64]['state'] < 0.4

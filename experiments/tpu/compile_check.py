@@ -1,0 +1,162 @@
+"""Compiles training steps for many described devices on one CPU host: memory and communication.
+
+  python -m experiments.tpu.compile_check --networks=resnet50,vit_s --devices=256 --model=1,16
+
+Nothing is allocated but the program: state and batch are shapes with their place on the mesh. A
+table row is the soft step of DTP's default, which holds the most. Its columns:
+
+  state and temporaries: bytes on one device, as XLA plans them
+  collectives: operations of the program between devices, by kind
+  sent: bytes that they give back on one device in a step; a loop's body counts once, and that of
+    the transport's solver passes single numbers
+
+The programs are XLA's for CPU. On a TPU the placement of arrays and the collectives' sizes are the
+same; fusion, padding and so the temporaries are not. Not run on one: none was at hand.
+"""
+
+import collections
+import math
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from configs import default
+from dtp_jax.data import Resident
+from dtp_jax.train import mesh as meshes
+from dtp_jax.train.recipe import build
+from dtp_jax.train.step import train_step
+from experiments.bench.timing import table, write_csv
+
+flags.DEFINE_list('networks', ['resnet50', 'vit_s'], 'Some of NETWORKS.')
+flags.DEFINE_list('granularities', ['channels', 'weights'], 'What is pruned.')
+flags.DEFINE_integer('devices', 256, 'Described devices.')
+flags.DEFINE_list('model', ['1', '16'], 'Devices along the axis model; the others share batches.')
+flags.DEFINE_integer('batch_size', 1024, 'Examples of a step, of all devices together.')
+flags.DEFINE_string('out', None, 'CSV file of the table.')
+FLAGS = flags.FLAGS
+
+_BYTES = {'pred': 1, 'bf16': 2, 'f16': 2}  # else the number in a type's name is of its bits
+_COLLECTIVE = re.compile(
+  r'= (\(?[^=]*?\)?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)\('
+)
+
+
+def config_of(network: str, granularity: str) -> Any:
+  """The config of a network that a cluster would train.
+
+  Raises:
+    ValueError: an unknown network.
+  """
+  config = default.get_config()
+  config.dtype, config.optimizer.name = 'bfloat16', 'adamw'
+  config.data.update({'crop_padding': 0, 'flip': True})
+  unit = {'of': 'macs', 'keep': 0.5} if granularity == 'channels' else {'of': 'count', 'keep': 0.1}
+  config.prune.update({'granularity': granularity, **unit})
+  vit = {'name': 'vit', 'patch': 16, 'width': 384, 'depth': 12, 'heads': 6}
+  known: dict[str, dict[str, Any]] = {
+    'resnet50': {'name': 'resnet', 'depth': 50, 'width': 64},
+    'vit_s': vit,
+  }
+  if network not in known:
+    raise ValueError(f'network is {network!r}; expected one of {", ".join(known)}.')
+  config.model.update(known[network])
+  return config
+
+
+def described(shape: tuple[int, ...], num_classes: int) -> Resident:
+  """A data set of so many examples of a shape, none of which takes memory."""
+  count = 1_281_167
+  split = {
+    'image': np.broadcast_to(np.uint8(0), (count, *shape)),
+    'label': np.broadcast_to(np.int32(0), (count,)),
+  }
+  channels = shape[-1]
+  mean, std = (0.5,) * channels, (0.25,) * channels
+  return Resident('described', split, split, num_classes, mean, std, verified=True)
+
+
+def check(config: Any, data: Resident) -> dict[str, Any]:
+  """What the soft step of a config needs on each device of its mesh.
+
+  Args:
+    config: of a run; its mesh must fit the devices there are.
+    data: gives the shape of images and the number of classes.
+
+  Returns:
+    {'weights': their number, 'state', 'temporaries' and 'sent': bytes on one device, 'collectives':
+    as text}.
+  """
+  recipe, create = build(config, data)
+  state = meshes.template(recipe.mesh, jax.eval_shape(create))
+  place, size = meshes.of_batches(recipe.mesh), config.data.batch_size
+  batch = {
+    'image': jax.ShapeDtypeStruct((size, *data.image_shape), jnp.uint8, sharding=place),
+    'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place),
+  }
+  step = jax.jit(
+    lambda state, batch: train_step(recipe, state, batch, stage='soft'),
+    donate_argnums=0,
+    out_shardings=(meshes.of_state(recipe.mesh, state), None),
+  )
+  compiled = step.lower(state, batch).compile()
+  memory: Any = compiled.memory_analysis()
+  told = collectives(str(compiled.as_text()))
+  kinds = collections.Counter(kind for kind, _ in told)
+  on_one = lambda tree: sum(map(_on_one_device, jax.tree.leaves(tree)))
+  return {
+    'weights': sum(w.size for w in jax.tree.leaves(state.params)),
+    'state': on_one(state),
+    'temporaries': memory.temp_size_in_bytes,
+    'collectives': ', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items())),
+    'sent': sum(size for _, size in told),
+  }
+
+
+def collectives(text: str) -> list[tuple[str, int]]:
+  """(operation, bytes of its result) of every collective of a compiled program's text."""
+  found: list[tuple[str, int]] = []
+  for shapes, operation in _COLLECTIVE.findall(text):
+    arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shapes)
+    found.append((operation, sum(_size(kind, dims) for kind, dims in arrays)))
+  return found
+
+
+def _size(kind: str, dims: str) -> int:
+  width = _BYTES.get(kind) or int(re.sub(r'\D', '', kind)) // 8
+  return width * math.prod(int(d) for d in dims.split(',') if d)
+
+
+def _on_one_device(leaf: Any) -> int:
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def main(argv: list[str]) -> None:
+  """Compiles, prints and saves."""
+  del argv
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', FLAGS.devices)
+  found = []
+  try:
+    for network in FLAGS.networks:
+      for granularity in FLAGS.granularities:
+        for model in map(int, FLAGS.model):
+          config = config_of(network, granularity)
+          config.data.batch_size = FLAGS.batch_size
+          config.mesh.update({'data': FLAGS.devices // model, 'model': model})
+          case = {'network': network, 'granularity': granularity, 'data': FLAGS.devices // model}
+          case |= {'model': model, 'batch_size': FLAGS.batch_size}
+          found.append(case | check(config, described((224, 224, 3), 1000)))
+          print(table(found[-1:]), flush=True)
+    if FLAGS.out:
+      write_csv(FLAGS.out, found)
+  except (ValueError, OSError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main)
