@@ -56,6 +56,8 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   for module in config.get('imports', ()):
     importlib.import_module(module)  # registers methods
   mesh = meshes.make(config.mesh)
+  if config.steps_per_call < 1:
+    raise ValueError(f'steps_per_call is {config.steps_per_call}; expected a number >= 1.')
   meshes.check_batch(mesh, config.data.batch_size, config.accumulate)
   model = build_model(config, data.num_classes)
   keys = jax.random.split(jax.random.key(config.seed))
