@@ -116,7 +116,7 @@ class _Run:
     return self._seconds + time.monotonic() - self._began
 
   def _compiled(self, state):
-    """The steps of a call: what they give back lies where `state` does, or the next would not fit."""
+    """The steps of a call: what they give back lies where `state` does, or no next would fit."""
 
     def steps(stage, state, fixed, moving):
       def step(state, *arguments):
