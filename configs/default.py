@@ -76,6 +76,7 @@ def get_config() -> Any:
   config.stages.soft = 10.0  # weights and soft masks together
   config.stages.hard = 10.0  # fine-tuning under the hard mask
 
+  config.steps_per_call = 1  # steps in one call of the device; more where a step is very short
   config.accumulate = 1  # parts that the gradient of a batch is computed in, one after the other
 
   config.on_nan = 'stop'  # where a loss is NaN or infinite; or skip: that step changes nothing

@@ -119,7 +119,7 @@ def fill(config: Any, choice: SimpleNamespace, budgets: Budgets) -> Any:
   uniform = '_uniform' if cell[0] == 'channels' and cell[1] != 'ratios' else ''
   compared = ('l1_uniform' if uniform else 'magnitude', f'random{uniform}')
   config.baselines = ('dense', *compared)
-  config.rows.update({name: rows[name] for name in compared})
+  config.rows.update(rows)
   if choice.method:
     config.update({**rows[row], 'row': row, 'baselines': ()})
   return config

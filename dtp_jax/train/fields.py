@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   'stages.dense': (0, _MORE),
   'stages.soft': (0, _MORE),
   'stages.hard': (0, _MORE),
+  'steps_per_call': (1, _MORE),
   'accumulate': (1, _MORE),
   'optimizer.learning_rate': (0, _MORE),
   'optimizer.prune_learning_rate': (0, _MORE),

@@ -15,8 +15,8 @@ from dtp_jax.data import Dataset, load
 from dtp_jax.files import read_json, write_json, write_npz
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import counts_of
+from dtp_jax.train import calls, hosts, preemption
 from dtp_jax.train import folder as run_folder
-from dtp_jax.train import hosts, preemption
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.checkpoint import Checkpoints
 from dtp_jax.train.evaluate import AHEAD, Evaluator
@@ -108,9 +108,11 @@ class _Run:
     latest = checkpoints.latest
     # Killed before its first checkpoint, a run evaluates step 0 again.
     self._metrics = MetricsWriter(workdir, resume_step=-1 if latest is None else latest)
-    self._pending: list[tuple[int, Any]] = []
+    self._pending: list[tuple[int, Any]] = []  # calls: first step, stacked metrics
     self._seconds, self._began = seconds, time.monotonic()
     self._eval_steps = _eval_steps(config, self._stages, data.examples)
+    self._per_call = config.steps_per_call
+    self._ahead = max(1, AHEAD // self._per_call)
 
   @property
   def measure(self) -> str:
@@ -123,13 +125,16 @@ class _Run:
     return self._seconds + time.monotonic() - self._began
 
   def _compiled(self, state):
-    """The step: what it gives back lies where `state` does, or the next step would not fit it."""
+    """The steps of a call: what they give back lies where `state` does, or no next would fit."""
 
-    def step(stage, state, *arguments):
-      return train_step(self._recipe, state, self._data.batch(*arguments), stage=stage)
+    def steps(stage, state, fixed, moving):
+      def step(state, *arguments):
+        return train_step(self._recipe, state, self._data.batch(*arguments), stage=stage)
+
+      return calls.take(step, state, fixed, moving)
 
     where = meshes.of_state(self._recipe.mesh, state)
-    return jax.jit(step, static_argnums=0, donate_argnums=1, out_shardings=(where, None))
+    return jax.jit(steps, static_argnums=0, donate_argnums=1, out_shardings=(where, None))
 
   def until_done(self, state: TrainState) -> TrainState:
     """Takes the steps that are left."""
@@ -141,26 +146,28 @@ class _Run:
       unit_scale=True,
       disable=None if hosts.is_first() else True,
     )
-    take_step, where = self._compiled(state), meshes.of_batches(self._recipe.mesh)
+    take_steps, where = self._compiled(state), meshes.of_batches(self._recipe.mesh)
     batches = self._data.train_batches(batch, seed=self._config.seed, step=begin, sharding=where)
     with bar, contextlib.closing(batches):
       if self._checkpoints.latest is None:
         self._measure(state)
-      for step in range(begin, self._stages.total):
+      for step, count in calls.plan(begin, self._stages.total, self._per_call, self._eval_steps):
         if preemption.noticed():
           self._stop(state, step, bar)
         stage = self._stages.name(step)
         state = enter_stage(self._recipe, state, step)
-        state, metrics = take_step(stage, state, *next(batches))
-        self._pending.append((step + 1, metrics))
-        jax.block_until_ready(self._pending[-AHEAD - 1 : -AHEAD])
-        bar.update(batch)
-        evaluate = step + 1 in self._eval_steps
-        if evaluate or len(self._pending) >= self._config.log_every:
+        arguments = calls.share([next(batches) for _ in range(count)])
+        state, metrics = take_steps(stage, state, *arguments)
+        self._pending.append((step, metrics))
+        jax.block_until_ready(self._pending[-self._ahead - 1 : -self._ahead])
+        bar.update(count * batch)
+        step += count
+        evaluate = step in self._eval_steps
+        if evaluate or step - self._pending[0][0] >= self._config.log_every:
           self._flush(bar)
         if evaluate:
           self._measure(state)
-          self._save(state, step + 1)
+          self._save(state, step)
     return state
 
   def close(self):
@@ -192,7 +199,7 @@ class _Run:
   def _flush(self, bar):
     """Fetches the metrics of the steps since the last flush: one wait for the device, not each."""
     stage, metrics = '', {}
-    for step, metrics in jax.device_get(self._pending):
+    for step, metrics in _each(jax.device_get(self._pending)):
       stage = self._stages.name(step - 1)
       self._metrics.write('train', step, {'stage': stage, **metrics})
       if not (math.isfinite(metrics['loss']) or self._recipe.skip_nonfinite):
@@ -214,6 +221,13 @@ class _Run:
       '(optimizer.learning_rate dense, optimizer.prune_learning_rate after) and start anew; if it '
       "is single batches, on_nan='skip' leaves their updates out."
     )
+
+
+def _each(pending):
+  """(number of steps taken, metrics) of every step of calls (first step, stacked metrics)."""
+  for first, stacked in pending:
+    for i in range(len(stacked['loss'])):
+      yield first + i + 1, {name: values[i] for name, values in stacked.items()}
 
 
 def _eval_steps(config, stages: Stages, examples: int) -> set[int]:
