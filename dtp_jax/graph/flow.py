@@ -247,6 +247,17 @@ class Flow:
           Operation(None, eqn.primitive.name, dims, (), macs // batch.size if batch else macs)
         )
 
+  def noted(self) -> tuple[int, int, int]:
+    """How many events there are; see `forget`."""
+    return len(self.contractions), len(self.productions), len(self.operations)
+
+  def forget(self, noted: tuple[int, int, int]) -> None:
+    """Drops the events behind those that were `noted`: of a visit that does not count."""
+    for events, kept in zip(
+      (self.contractions, self.productions, self.operations), noted, strict=True
+    ):
+      del events[kept:]
+
   def unify(self, eqn: Any, values: Sequence[Value]) -> list[Dim]:
     """The dims that values of one rank share; axes of size 1 spread."""
     reason = self.reason(eqn, ' of dims that do not line up')
