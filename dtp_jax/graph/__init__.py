@@ -2,7 +2,19 @@
 
 from dtp_jax.graph.graph import Graph, Operator
 from dtp_jax.graph.groups import Group, Leaf, Slice
+from dtp_jax.graph.ranking import rank_layers
 from dtp_jax.graph.shrink import Slim, difference, shrink
 from dtp_jax.graph.trace import trace
 
-__all__ = ['Graph', 'Group', 'Leaf', 'Operator', 'Slice', 'Slim', 'difference', 'shrink', 'trace']
+__all__ = [
+  'Graph',
+  'Group',
+  'Leaf',
+  'Operator',
+  'Slice',
+  'Slim',
+  'difference',
+  'rank_layers',
+  'shrink',
+  'trace',
+]

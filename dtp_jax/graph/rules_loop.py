@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dtp_jax.graph.bounds import UNBOUNDED, hull
 from dtp_jax.graph.dead import STEADY, together
 from dtp_jax.graph.dims import Dim, freeze, unify
-from dtp_jax.graph.flow import Flow, Scope, Value, call_rule, fixed, origin_of, sealed
+from dtp_jax.graph.flow import Flow, Scope, Stack, Value, call_rule, fixed, origin_of, sealed
 
 
 class Scan(NamedTuple):
@@ -47,8 +47,9 @@ def scan(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Scan]:
     outs, body = flow.walk(eqn.params['jaxpr'], [*consts, *carry, *slices])
     return outs, Scan(body)
 
-  counted = len(flow.operations)
+  summed, _, counted, _ = flow.noted()
   outs, entered = _settled(flow, eqn, ins[first:behind], visit)
+  flow.stacks.append(Stack(tuple(xs), entered.body, range(summed, len(flow.contractions))))
   flow.operations[counted:] = [
     op._replace(dims=(*op.dims, trips), eqn=None, operands=()) for op in flow.operations[counted:]
   ]

@@ -27,13 +27,14 @@ class Scanned(nn.Module):
   """Blocks under remat under scan; an unrolled twin of the same layers for comparison."""
 
   unrolled: bool = False
+  width: int = 8
 
   @nn.compact
   def __call__(self, x, train):
-    x = nn.Dense(8, name='embed')(x.reshape(x.shape[0], -1, x.shape[-1]))
+    x = nn.Dense(self.width, name='embed')(x.reshape(x.shape[0], -1, x.shape[-1]))
     if self.unrolled:
       for i in range(3):
-        x, _ = Block(8, train, name=f'block{i}')(x, None)
+        x, _ = Block(self.width, train, name=f'block{i}')(x, None)
     else:
       layers = nn.scan(
         nn.remat(Block, prevent_cse=False),
@@ -41,7 +42,7 @@ class Scanned(nn.Module):
         split_rngs={'params': True, 'dropout': True},
         length=3,
       )
-      x, _ = layers(8, train, name='blocks')(x, None)
+      x, _ = layers(self.width, train, name='blocks')(x, None)
     return nn.Dense(3, name='head')(nn.LayerNorm(name='ln')(x).mean(1))
 
 
