@@ -38,7 +38,7 @@ def layered(scope: Scope, leaves: int, flow: Flow) -> dict[Atom, int]:
     free -= _atoms(contraction.dim for contraction in outside)
     for inner in _scopes(stack.body):
       free -= _atoms(_ordered(inner))
-    found |= dict.fromkeys(free, stacked[0].dims[0].size)
+    found |= dict.fromkeys(free, int(stacked[0].dims[0].size))
   return found
 
 

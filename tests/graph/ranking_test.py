@@ -36,7 +36,7 @@ def test_ranked_layers_are_the_same_network():
 def test_each_layer_keeps_its_own_strongest_channels():
   params, x = randomized(structs(PLAIN_STACK)), images(4, 3)
   graph = trace(plain_stack, params, x)
-  pruner = dtp.magnitude(graph, dtp.Budget({'layers': 0.5}))
+  pruner = dtp.magnitude(graph, dtp.Budget({'layers': 0.5}, scope='layer'))
   ranked = rank_layers(graph, params)
   slim = pruner.shrink(ranked, pruner.init(ranked))
   kept = slim.variables['layers']['up']
@@ -49,31 +49,35 @@ def test_each_layer_keeps_its_own_strongest_channels():
 SCALE = np.linspace(1.0, 2.0, 7, dtype=np.float32)[None]
 
 
-def stack(inside=lambda y: y, layers=lambda k: k, outside=lambda k, x: x, within=jnp.tanh):
-  """A stack whose hidden units meet something in the body, or outside of it."""
+def stack(inside=jnp.tanh, layers=lambda k: k, out=lambda y: None, after=lambda k, means, x: x):
+  """A stack whose hidden units meet something in the body, on their way there, or behind it."""
 
   def fn(w, x):
     def layer(h, k):
-      y = inside(within(h @ k['up']))
-      return h + y @ k['down'], y.mean(0)
+      y = inside(h @ k['up'])
+      return h + y @ k['down'], out(y)
 
-    x = jnp.tanh(x @ w['in'])
-    x, means = jax.lax.scan(layer, x, layers({k: w['layers'][k] for k in ('up', 'down')}))
-    return outside(w['layers'] | {'means': means}, x) @ w['out']
+    kernels = {name: w['layers'][name] for name in ('up', 'down')}
+    x, means = jax.lax.scan(layer, jnp.tanh(x @ w['in']), layers(kernels))
+    return after(kernels, means, x) @ w['out']
 
   return fn
 
 
+def mean(y):
+  return y.mean(0)
+
+
 UNRANKED = {
-  'counted': stack(inside=lambda y: y * jnp.arange(7.0)[None]),
-  'captured': stack(inside=lambda y: y * SCALE),
-  'handed out': stack(outside=lambda k, x: x * k['means'][0, 0]),
-  'weighed': stack(outside=lambda k, x: x * (k['means'] @ jnp.ones((7, 1))).sum()),
+  'counted': stack(inside=lambda y: jnp.tanh(y * jnp.arange(7.0)[None])),
+  'captured': stack(inside=lambda y: jnp.tanh(y * SCALE)),
+  'handed out': stack(out=mean, after=lambda k, means, x: x * means[0, 0]),
+  'weighed': stack(out=mean, after=lambda k, means, x: x * (means @ jnp.ones((7, 1))).sum()),
   'backwards': stack(layers=lambda k: {'up': k['up'][::-1], 'down': k['down']}),
   'read outside': stack(
-    outside=lambda k, x: x + jnp.einsum('lij,ljk->ik', k['up'], k['down']).sum()
+    after=lambda k, means, x: x + jnp.einsum('lij,ljk->ik', k['up'], k['down']).sum()
   ),
-  'twice': lambda w, x: stack()(w, x) + stack(layers=lambda k: k | {'up': k['up']})(w, x),
+  'twice': lambda w, x: stack()(w, x) + stack(inside=jnp.sin)(w, x),
 }
 
 
