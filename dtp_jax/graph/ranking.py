@@ -35,18 +35,23 @@ def rank_layers(
     layer draws.
 
   Raises:
-    ValueError: variables without one of the arrays that are ranked.
+    TypeError: no graph.
+    ValueError: variables without one of the arrays that are ranked, or with one of another shape.
   """
+  if not isinstance(graph, Graph):
+    raise TypeError(f'the graph is a {type(graph).__name__}; expected what dtp_jax.trace returns.')
   flat, treedef = by_path(variables)
-  arrays = dict(flat)
-  ranked = dict(flat)
+  arrays, ranked = dict(flat), dict(flat)
+  shapes = {leaf.path: leaf.shape for leaf in graph.leaves}
   for group in graph.groups.values():
     if group.layers is None:
       continue
     for s in group.slices:
-      if s.path not in arrays:
+      got = jnp.shape(arrays[s.path]) if s.path in arrays else None
+      if got != shapes[s.path]:
         raise ValueError(
-          f'the variables have no {"/".join(s.path)!r}: expected all that were traced'
+          f'the variables have {"/".join(s.path)!r} of shape {got}; expected {shapes[s.path]}, as '
+          'in the variables this graph was made for'
         )
     order = jnp.argsort(-_strengths(group, arrays, fn), axis=1)
     for s in group.slices:

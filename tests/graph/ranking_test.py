@@ -97,6 +97,8 @@ def test_what_is_ranked_is_said_and_what_is_missing_too():
   graph = trace(stack(), params, x)
   assert graph.groups['layers'].layers == 4
   assert 'layers     4, each with an order of its own' in str(graph)
-  with pytest.raises(ValueError, match="have no 'layers/"):
+  with pytest.raises(ValueError, match="have 'layers/up' of shape None; expected"):
     rank_layers(graph, {'in': params['in']})
+  with pytest.raises(TypeError, match='the graph is a dict; expected'):
+    rank_layers(params, params)
   assert all(g.layers is None for g in linen_graph(Recurrent(), images(*SMALL)).groups.values())
