@@ -2,6 +2,7 @@
 
 from dtp_jax.graph.graph import Graph, Operator
 from dtp_jax.graph.groups import Group, Leaf, Slice
+from dtp_jax.graph.ranking import rank_layers
 from dtp_jax.graph.shrink import Norms, Slim, difference, shrink
 from dtp_jax.graph.trace import trace
 
@@ -14,6 +15,7 @@ __all__ = [
   'Slice',
   'Slim',
   'difference',
+  'rank_layers',
   'shrink',
   'trace',
 ]

@@ -15,6 +15,7 @@ from dtp_jax.graph.dims import Atom, Dim, Product, atoms, freeze, resolve
 from dtp_jax.graph.flow import Flow, Scope
 from dtp_jax.graph.graph import Bare, Extent, Graph, Operator
 from dtp_jax.graph.groups import ROLES, Group, Leaf, Path, Slice, group_names, module_of
+from dtp_jax.graph.layers import layered
 from dtp_jax.graph.positions import occurrences
 
 
@@ -55,8 +56,17 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
   names = group_names({a: found[a] for a in order if a.reason is None})
   operators, params = _costs(leaves, traced, names)
   macs = add(operator.macs for operator in operators)
+  layers = layered(traced.scope, len(leaves), traced.flow)
   groups = {
-    name: Group(name, atom.size, tuple(found[atom]), None, macs.without(name), params.without(name))
+    name: Group(
+      name,
+      atom.size,
+      tuple(found[atom]),
+      None,
+      macs.without(name),
+      params.without(name),
+      layers.get(atom),
+    )
     for atom, name in names.items()
   }
   states = {leaf.path for leaf in leaves if not leaf.is_param}

@@ -1,8 +1,9 @@
 """Dims flowing through a jaxpr: values, the events that decide about groups, and the rule table.
 
-A walk visits every equation once and asks its rule which dims the results have. Three kinds of
-events are noted on the way and judged when the walk is over: contractions (somebody must zero a
-dead channel here), productions (whose out axis is this) and operators (what it costs).
+A walk visits every equation, those of a loop until nothing changes any more, and asks its rule
+which dims the results have. Events are noted on the way and judged when the walk is over:
+contractions (somebody must zero a dead channel here), productions (whose out axis is this),
+operators (what it costs) and stacks of layers.
 """
 
 from __future__ import annotations
@@ -109,6 +110,14 @@ class Operation(NamedTuple):
   operands: tuple[tuple[Dim, ...], ...] = ()
 
 
+class Stack(NamedTuple):
+  """A scan: what it runs along, the scope of its body, and which contractions are in it."""
+
+  xs: tuple[Value, ...]
+  body: Scope
+  contractions: range
+
+
 class Mean(NamedTuple):
   """What a division of a sum averages over, and the divisor: the number of terms, or one less."""
 
@@ -174,6 +183,7 @@ class Flow:
     self.contractions: list[Contraction] = []
     self.productions: list[tuple[Masks, Dim]] = []
     self.operations: list[Operation] = []
+    self.stacks: list[Stack] = []
     self.in_derivative = False
     self._where: list[str] = []
 
@@ -246,6 +256,19 @@ class Flow:
         self.operations.append(
           Operation(None, eqn.primitive.name, dims, (), macs // batch.size if batch else macs)
         )
+
+  def noted(self) -> tuple[int, ...]:
+    """How many events there are of each kind; see `forget`."""
+    return tuple(map(len, self._events))
+
+  def forget(self, noted: Sequence[int]) -> None:
+    """Drops the events behind those that were `noted`: of a visit that does not count."""
+    for events, kept in zip(self._events, noted, strict=True):
+      del events[kept:]
+
+  @property
+  def _events(self) -> tuple[list[Any], ...]:
+    return self.contractions, self.productions, self.operations, self.stacks
 
   def unify(self, eqn: Any, values: Sequence[Value]) -> list[Dim]:
     """The dims that values of one rank share; axes of size 1 spread."""

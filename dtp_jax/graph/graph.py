@@ -38,7 +38,7 @@ class Operator(NamedTuple):
 
   Attributes:
     name: the module of its kernel.
-    primitive: name of the primitive, or of the loop it is in.
+    primitive: name of the primitive; of one that no rule has entered, what it is in.
     macs: its MACs for one example.
     bare: what it takes to run it alone; None in the body of a loop.
   """

@@ -58,6 +58,8 @@ class Group:
     reason: what froze it; None for a prunable group.
     macs: MACs for one example that would go with the whole group.
     params: parameters that would go with it.
+    layers: for channels inside of a scan over layers, the number of layers, which lie on the first
+      axis of every slice. Each may put its channels in an order of its own; see `rank_layers`.
   """
 
   name: str
@@ -66,6 +68,7 @@ class Group:
   reason: str | None = None
   macs: int = 0
   params: int = 0
+  layers: int | None = None
 
   def role(self, role: Role) -> tuple[Slice, ...]:
     """The slices of one role."""

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
@@ -21,7 +20,7 @@ from dtp_jax.graph.dims import Dim
 from dtp_jax.graph.flow import Scope, Value, shape_of
 from dtp_jax.graph.origins import REDUCTIONS, origins
 from dtp_jax.graph.positions import Kept, positions, pruned
-from dtp_jax.graph.rules_call import Custom, is_float
+from dtp_jax.graph.replay_calls import run_call
 from dtp_jax.graph.rules_gather import known_start
 
 Axes = frozenset[int]
@@ -125,21 +124,19 @@ class Frame:
     if eqn.primitive.name in REDUCTIONS:
       return [self._reduce(eqn, NO_AXES)]
     args = [self.at(var) for var in eqn.invars]
-    if isinstance(call, Custom):
-      return _run_custom(call, eqn, self.kept, args, self.refit)
-    if not isinstance(call, Scope):
+    if call is None:
       outs = _bind(eqn, self.scope, self.kept, args)
       return self._refitted(i, outs) if self.refit and i in self.scope.means else outs
-    if 'prevent_cse' in eqn.params:  # remat stays remat
-      return jax.checkpoint(
-        lambda *args: replay(call, self.kept, args, self.refit),
-        prevent_cse=eqn.params['prevent_cse'],
-        policy=eqn.params['policy'],
-      )(*args)
+    if not isinstance(call, Scope) or 'prevent_cse' in eqn.params:
+      return run_call(call, eqn, args, self._inside)
     self.inner[i] = Frame(
       call, self.kept, args, self.refit, lambda n, dead: self.at(eqn.invars[n], dead)
     )
     return self.inner[i].run()
+
+  def _inside(self, scope: Scope, args: Sequence[Any]) -> list[Any]:
+    """A scope that cannot be looked into from here."""
+    return replay(scope, self.kept, args, self.refit)
 
   def _refitted(self, i: int, means: list[Any]) -> list[Any]:
     """Means whose count is that of the kept."""
@@ -198,45 +195,6 @@ def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_A
   if eqn.primitive.name in ('iota', 'random_bits'):  # at the traced size, so that the kept agree
     results = [take(results[0], outs[0].dims, kept)]
   return list(results)
-
-
-def _run_custom(inner: Custom, eqn: Any, kept: Kept, args: list[Any], refit: bool) -> list[Any]:
-  """A function with its own derivative, which it keeps."""
-  derivative, floats = inner.derivative, inner.floats
-  float_outs = [is_float(var) for var in eqn.outvars]
-
-  def body(*args: Any) -> list[Any]:
-    return replay(inner.body, kept, args, refit)
-
-  if derivative is None:
-    return body(*args)
-
-  def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    outs = body(*primals)
-    results = replay(derivative, kept, [*primals, *(tangents[i] for i in floats)], refit)
-    behind = iter(results[sum(float_outs) :])
-    return outs, [
-      next(behind) if is_out else _no_tangent(out)
-      for out, is_out in zip(outs, float_outs, strict=True)
-    ]
-
-  def backward(args: tuple[Any, ...], cotangents: Sequence[Any]) -> tuple[Any, ...]:
-    given = [c for c, is_out in zip(cotangents, float_outs, strict=True) if is_out]
-    found = dict(zip(floats, replay(derivative, kept, [*args, *given], refit), strict=True))
-    return tuple(found[i] if i in found else _no_tangent(arg) for i, arg in enumerate(args))
-
-  if eqn.primitive.name == 'custom_jvp_call':
-    fn = jax.custom_jvp(body)
-    fn.defjvp(jvp)
-  else:
-    fn = jax.custom_vjp(body)
-    fn.defvjp(lambda *args: (body(*args), args), backward)
-  return fn(*args)
-
-
-def _no_tangent(array: Any) -> np.ndarray:
-  """What jax takes as the derivative of integers."""
-  return np.zeros(jnp.shape(array), jax.dtypes.float0)
 
 
 def _resized(

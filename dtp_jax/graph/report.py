@@ -23,6 +23,8 @@ def report(
   for group in groups.values():
     lines.append(f'{group.name:{width}}  {group.size:>6,}  {group.params:>12,}  {group.macs:>15,}')
     lines += _slices(group)
+    if group.layers is not None:
+      lines.append(f'  layers     {group.layers}, each with an order of its own')
   lines.append(f'{len(frozen)} frozen')
   for group in frozen:
     lines.append(f'{group.name:{width}}  {group.size:>6,}  {group.reason}')

@@ -13,6 +13,7 @@ from dtp_jax.graph import (  # noqa: F401
   rules,  # pyright: ignore[reportUnusedImport]
   rules_call,  # pyright: ignore[reportUnusedImport]
   rules_gather,  # pyright: ignore[reportUnusedImport]
+  rules_loop,  # pyright: ignore[reportUnusedImport]
   rules_reduce,  # pyright: ignore[reportUnusedImport]
   rules_shape,  # pyright: ignore[reportUnusedImport]
 )

@@ -149,6 +149,39 @@ def space_first(x, seen, get, a, b):
   return jnp.cumsum(x, axis=1) * jax.lax.iota(jnp.float32, x.shape[-1])[None, None, None]
 
 
+def stacked(x, seen, get, a, b):
+  """Residual layers under scan, normed or not, some of them under remat, with kernels by layer."""
+  c, hidden = x.shape[-1], 2 + b
+  kernels = get((3, c, hidden)), get((3, hidden, c)), get((3, c))
+
+  def layer(h, ks):
+    up, down, scale = ks
+    y = norm(h, -1, True, a % 2) * scale[None, None, None] if b % 2 else h
+    y = activate(conv(y, up[None, None]), seen, get, a, b)
+    h = h + conv(y, down[None, None])
+    return (shuffle(h, seen, get, 1 + a, b) if a == 5 else h), y.mean((1, 2))
+
+  x, ys = jax.lax.scan(jax.checkpoint(layer) if a % 3 == 2 else layer, x, kernels)
+  return x + conv(jnp.tanh(ys).mean(0)[:, None, None], get((1, 1, hidden, c)))
+
+
+def recurrent(x, seen, get, a, b):
+  """A gated cell that runs along the rows, from a state of zeros or a learnt one."""
+  c, width = x.shape[-1], 2 + a
+  again, read = get((width, 2 * width)), get((c, 2 * width))
+  start = jnp.zeros((width,)) if b % 2 else get((width,))
+
+  def cell(h, row):
+    gate, new = jnp.split(row @ read + h @ again, 2, axis=-1)
+    gate = jax.nn.sigmoid(gate)
+    h = gate * h + (1 - gate) * jnp.tanh(new)
+    return h, h
+
+  rows = jnp.moveaxis(x, 1, 0)
+  state = jnp.broadcast_to(start[None, None], (*rows.shape[1:3], width))
+  return jnp.moveaxis(jax.lax.scan(cell, state, rows, reverse=b > 1)[1], 0, 1)
+
+
 LAYERS = [
   convolve,
   convolve,
@@ -176,6 +209,10 @@ LAYERS = [
   softmax,
   weight_norm,
   space_first,
+  stacked,
+  stacked,
+  recurrent,
+  recurrent,
 ]
 PROGRAMS = st.lists(
   st.tuples(st.sampled_from(LAYERS), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=7

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dtp_jax.models import ViT
-from tests.graph import convnets, sequences, transformers
+from tests.graph import convnets, loops, sequences, transformers
 
 
 class Case(NamedTuple):
@@ -207,6 +207,36 @@ def plain_transformer():
   return Case(transformers.plain_block, randomized(params), (TOKENS,), {}, None, {'embed', 'up'})
 
 
+def plain_stack():
+  structs = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
+    loops.PLAIN_STACK,
+    is_leaf=lambda s: isinstance(s, tuple),
+  )
+  return Case(loops.plain_stack, randomized(structs), (images(2, 3),), {}, None, {'in', 'layers'})
+
+
+def nnx_stack():
+  graphdef, params, state = nnx.split(
+    nnx.eval_shape(lambda: loops.NnxStack(nnx.Rngs(0))), nnx.Param, ...
+  )
+
+  def fn(variables, x, train):
+    model = nnx.merge(graphdef, variables['params'], variables['state'])
+    model.train() if train else model.eval()
+    out = model(x)
+    return out, {'state': nnx.state(model, nnx.BatchStat)} if train else {}
+
+  return Case(
+    fn,
+    randomized({'params': params, 'state': state}),
+    (images(9, 3),),
+    {'train': False},
+    {'train': True},
+    {'embed', 'layers/up'},
+  )
+
+
 def each(*names):
   """The groups of two blocks."""
   return {name.format(i) for name in names for i in (1, 2)}
@@ -291,6 +321,15 @@ CASES: dict[str, Callable[[], Case]] = {
     images(*SMALL),
     {'stem:3.0', 'stem:3.1', *each('in{}:3.0', 'in{}:3.1')},
   ),
+  'scanned': lambda: linen(
+    loops.Scanned(),
+    images(*SMALL),
+    {'embed', 'blocks/attn/query:2', 'blocks/attn/query:3', 'blocks/attn/value', 'blocks/up'},
+    dropout=True,
+  ),
+  'lstm': lambda: linen(loops.Recurrent(), images(*SMALL), {'cell/ii'}),
+  'plain_stack': plain_stack,
+  'nnx_stack': nnx_stack,
   'equinox_transformer': equinox_transformer,
   'nnx_transformer': nnx_transformer,
   'plain_transformer': plain_transformer,

@@ -11,7 +11,7 @@ import pytest
 
 from dtp_jax.graph import difference, shrink, trace
 from dtp_jax.models import ResNet
-from tests.graph import convnets, transformers
+from tests.graph import convnets, loops, transformers
 from tests.graph.agreement import (
   all_but_one,
   assert_agreement,
@@ -196,6 +196,7 @@ REBUILT = {
     {name: np.arange(8) % 3 == 0 for name in ('word', 'pooler')},
     3,
   ),
+  'scanned': (loops.Scanned, {'embed': np.arange(8) % 3 != 1}, 5),
   'standardised': (
     transformers.Standardised,
     {'stem:3.1': np.array([True, False, True, False])},
