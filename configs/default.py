@@ -101,10 +101,6 @@ def get_config() -> Any:
   config.log_every = 50  # steps between fetches of the metrics
   config.eval_every = 1.0  # epochs between evaluations
   config.lock()  # a misspelt field is refused where it is set
-  for section in (
-    config.methods,
-    config.rows,
-    config.model,
-  ):  # their fields have names of their own
-    section.unlock()
+  for section in ('methods', 'rows', 'model'):  # their fields have names of their own
+    config[section].unlock()
   return config
