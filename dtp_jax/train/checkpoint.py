@@ -175,11 +175,11 @@ class Checkpoints:
     Raises:
       OSError: it could not be written.
     """
-    try:
-      with self._writing():
+    with self._writing():
+      try:
         self._manager.wait_until_finished()
-    finally:
-      self._manager.close()
+      finally:
+        self._manager.close()  # raises the same error again
 
   def _set_aside(self, damaged: dict[int, DamagedError], good: int) -> None:
     """Moves damaged checkpoints out of the way of those to come, into a folder beside them."""

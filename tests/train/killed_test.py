@@ -224,7 +224,8 @@ def soak(tmp_path, seeds, disturbed):
   runs, done = 5 * seeds, {}
   for i, how in enumerate(disturbed):
     process = victims.start('sweep', *flags, f'--workdir={stormy}', log=log)
-    enough = (i + 1) * runs // (len(disturbed) + 1)
+    # At least one more than before: this sweep is under way, and not only about to begin.
+    enough = max((i + 1) * runs // (len(disturbed) + 1), len(done) + 1)
     victims.wait_for(lambda n=enough: len([*stormy.rglob('summary.json')]) >= n, process, log)
     process.join(random.uniform(0, 1))
     status = victims.kill(process, how)
