@@ -102,5 +102,5 @@ def get_config() -> Any:
   config.eval_every = 1.0  # epochs between evaluations
   config.lock()  # a misspelt field is refused where it is set
   for section in ('methods', 'rows', 'model'):  # their fields have names of their own
-    config[section].unlock()
+    getattr(config, section).unlock()
   return config

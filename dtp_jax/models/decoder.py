@@ -148,7 +148,7 @@ class Layer(nn.Module):
     """(batch, length, width) to the same shape; `turns` is of `_turns`."""
     width = x.shape[-1]
 
-    def dense(name, *features, axis=-1):
+    def dense(name: str, *features: int, axis: int | tuple[int, ...] = -1) -> nn.Module:
       return nn.DenseGeneral(features, axis, use_bias=False, kernel_init=_init, name=name)
 
     y = nn.RMSNorm(self.epsilon, name='norm1')(x)

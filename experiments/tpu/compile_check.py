@@ -1,6 +1,6 @@
 """Compiles training steps for many described devices on one CPU host: memory and communication.
 
-  python -m experiments.tpu.compile_check --networks=resnet50,vit_s --devices=256 --model=1,16
+  python -m experiments.tpu.compile_check --networks=resnet50,vit_s,decoder_1b --devices=256
 
 Nothing is allocated but the program: state and batch are shapes with their place on the mesh. A
 table row is the soft step of DTP's default, which holds the most. Its columns:
@@ -21,18 +21,29 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 from configs import default
-from dtp_jax.data import Resident
+from dtp_jax.data import Dataset, Resident
+from dtp_jax.data.text import Text
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.recipe import build
 from dtp_jax.train.step import train_step
 from experiments.bench.timing import table, write_csv
 
-flags.DEFINE_list('networks', ['resnet50', 'vit_s'], 'Some of NETWORKS.')
+NETWORKS: dict[str, dict[str, Any]] = {
+  'resnet50': {'name': 'resnet', 'depth': 50, 'width': 64},
+  'vit_s': {'name': 'vit', 'patch': 16, 'width': 384, 'depth': 12, 'heads': 6},
+  'decoder_1b': {
+    'name': 'decoder', 'width': 2048, 'depth': 16, 'heads': 32, 'kv_heads': 8, 'hidden': 8192,
+    'scan': True,
+  },
+}  # fmt: skip
+_EXAMPLES = 1_281_167
+_CONTEXT, _VOCABULARY = 1024, 128_256  # of the decoder
+
+flags.DEFINE_list('networks', list(NETWORKS), f'Some of {", ".join(NETWORKS)}.')
 flags.DEFINE_list('granularities', ['channels', 'weights'], 'What is pruned.')
 flags.DEFINE_integer('devices', 256, 'Described devices.')
 flags.DEFINE_list('model', ['1', '16'], 'Devices along the axis model; the others share batches.')
@@ -57,35 +68,32 @@ def config_of(network: str, granularity: str) -> Any:
   config.data.update({'crop_padding': 0, 'flip': True})
   unit = {'of': 'macs', 'keep': 0.5} if granularity == 'channels' else {'of': 'count', 'keep': 0.1}
   config.prune.update({'granularity': granularity, **unit})
-  vit = {'name': 'vit', 'patch': 16, 'width': 384, 'depth': 12, 'heads': 6}
-  known: dict[str, dict[str, Any]] = {
-    'resnet50': {'name': 'resnet', 'depth': 50, 'width': 64},
-    'vit_s': vit,
-  }
-  if network not in known:
-    raise ValueError(f'network is {network!r}; expected one of {", ".join(known)}.')
-  config.model.update(known[network])
+  if network not in NETWORKS:
+    raise ValueError(f'network is {network!r}; expected one of {", ".join(NETWORKS)}.')
+  config.model.update(NETWORKS[network])
+  config.remat = network == 'decoder_1b'
   return config
 
 
-def described(shape: tuple[int, ...], num_classes: int) -> Resident:
-  """A data set of so many examples of a shape, none of which takes memory."""
-  count = 1_281_167
+def described(network: str) -> Dataset:
+  """What a network trains on, of which no example takes memory."""
+  if network.startswith('decoder'):
+    split = {'tokens': np.broadcast_to(np.int32(0), (_EXAMPLES, _CONTEXT + 1))}
+    return Text('described', split, split, _VOCABULARY, (), (), verified=True)
   split = {
-    'image': np.broadcast_to(np.uint8(0), (count, *shape)),
-    'label': np.broadcast_to(np.int32(0), (count,)),
+    'image': np.broadcast_to(np.uint8(0), (_EXAMPLES, 224, 224, 3)),
+    'label': np.broadcast_to(np.int32(0), (_EXAMPLES,)),
   }
-  channels = shape[-1]
-  mean, std = (0.5,) * channels, (0.25,) * channels
-  return Resident('described', split, split, num_classes, mean, std, verified=True)
+  mean, std = (0.5,) * 3, (0.25,) * 3
+  return Resident('described', split, split, 1000, mean, std, verified=True)
 
 
-def check(config: Any, data: Resident) -> dict[str, Any]:
+def check(config: Any, data: Dataset) -> dict[str, Any]:
   """What the soft step of a config needs on each device of its mesh.
 
   Args:
     config: of a run; its mesh must fit the devices there are.
-    data: gives the shape of images and the number of classes.
+    data: gives the shapes of a batch and the number of classes.
 
   Returns:
     {'weights': their number, 'state', 'temporaries' and 'sent': bytes on one device, 'collectives':
@@ -95,8 +103,8 @@ def check(config: Any, data: Resident) -> dict[str, Any]:
   state = meshes.template(recipe.mesh, jax.eval_shape(create))
   place, size = meshes.of_batches(recipe.mesh), config.data.batch_size
   batch = {
-    'image': jax.ShapeDtypeStruct((size, *data.image_shape), jnp.uint8, sharding=place),
-    'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place),
+    name: jax.ShapeDtypeStruct((size, *values.shape[1:]), values.dtype, sharding=place)
+    for name, values in data.train.items()
   }
   step = jax.jit(
     lambda state, batch: train_step(recipe, state, batch, stage='soft'),
@@ -150,7 +158,7 @@ def main(argv: list[str]) -> None:
           config.mesh.update({'data': FLAGS.devices // model, 'model': model})
           case = {'network': network, 'granularity': granularity, 'data': FLAGS.devices // model}
           case |= {'model': model, 'batch_size': FLAGS.batch_size}
-          found.append(case | check(config, described((224, 224, 3), 1000)))
+          found.append(case | check(config, described(network)))
           print(table(found[-1:]), flush=True)
     if FLAGS.out:
       write_csv(FLAGS.out, found)
