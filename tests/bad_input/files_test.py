@@ -1,5 +1,6 @@
 """Files and folders that are not what they should be: each is named, and nothing is written."""
 
+import hashlib
 import io
 import json
 import struct
@@ -91,10 +92,16 @@ SLIM = {
 
 
 def slim(**files):
-  """A slim model with other files; None leaves one out."""
+  """A slim model with other files, whose checksums fit; None leaves one out."""
   names = {name.split('.')[0]: name for name in SLIM}
   wanted = {**SLIM, **{names[key]: content for key, content in files.items()}}
-  return {f'slim/{name}': content for name, content in wanted.items() if content is not None}
+  there = {name: content for name, content in wanted.items() if content is not None}
+  there['SHA256SUMS'] = ''.join(f'{_sha256(c)}  {name}\n' for name, c in there.items())
+  return {f'slim/{name}': content for name, content in there.items()}
+
+
+def _sha256(content):
+  return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()
 
 
 def load_slim(place):
@@ -119,12 +126,12 @@ SLIM_MODELS = {
   'a newer format': Case(
     load_slim, ValueError, ('format 99', f'expected {FORMAT}'), slim(manifest='{"format": 99}')
   ),
-  'no kept channels': Case(load_slim, FileNotFoundError, ('kept.json', AGAIN), slim(kept=None)),
+  'no kept channels': Case(load_slim, ValueError, ('kept.json is missing', AGAIN), slim(kept=None)),
   'torn kept channels': Case(load_slim, ValueError, ('kept.json', 'cut'), slim(kept='{"groups')),
   'kept channels in a list': Case(load_slim, ValueError, ('kept.json', AGAIN), slim(kept='[]')),
   'kept channels of nothing': Case(load_slim, ValueError, ("'groups'", AGAIN), slim(kept='{}')),
   'no variables': Case(
-    load_slim, FileNotFoundError, ('variables.safetensors', AGAIN), slim(variables=None)
+    load_slim, ValueError, ('variables.safetensors is missing', AGAIN), slim(variables=None)
   ),
   'torn variables': Case(
     load_slim,
@@ -140,12 +147,15 @@ SLIM_MODELS = {
   ),
   'no program': Case(
     lambda place: load_slim(place).program,
-    FileNotFoundError,
-    ('stablehlo.bin', AGAIN),
+    ValueError,
+    ('stablehlo.bin is missing', AGAIN),
     slim(stablehlo=None),
   ),
   'a program that is none': Case(
     lambda place: load_slim(place).program, ValueError, ('stablehlo.bin', AGAIN), slim()
+  ),
+  'a changed program': Case(
+    load_slim, ValueError, ('stablehlo.bin is damaged', AGAIN), {**slim(), 'slim/stablehlo.bin': ''}
   ),
   'over another folder': Case(
     save_slim,
