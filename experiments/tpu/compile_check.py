@@ -79,7 +79,7 @@ def described(network: str) -> Dataset:
   """What a network trains on, of which no example takes memory."""
   if network.startswith('decoder'):
     split = {'tokens': np.broadcast_to(np.int32(0), (_EXAMPLES, _CONTEXT + 1))}
-    return Text('described', split, split, _VOCABULARY, (), (), verified=True)
+    return Text('described', split, split, _VOCABULARY, verified=True)
   split = {
     'image': np.broadcast_to(np.uint8(0), (_EXAMPLES, 224, 224, 3)),
     'label': np.broadcast_to(np.int32(0), (_EXAMPLES,)),
