@@ -180,12 +180,15 @@ def _decode(builder: Any, split: str) -> Split:
   ):
     rows = list(range(start, min(start + _CHUNK, len(records))))
     for row, record in zip(rows, records.__getitems__(rows), strict=True):
-      image[row] = _pixels(record['image'], image.shape[1:], f'{builder.name} {split}, image {row}')
+      try:
+        image[row] = _pixels(record['image'] or b'', image.shape[1:])
+      except ValueError as error:
+        raise records.damaged(ValueError(f'image {row}: {error}')) from error
       label[row] = record['label']
   return {'image': image, 'label': label}
 
 
-def _pixels(encoded: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _pixels(encoded: bytes, shape: tuple[int, ...]) -> np.ndarray:
   """The pixels of an encoded image, which is not decoded if its header tells of another size."""
   try:
     with Image.open(io.BytesIO(encoded)) as image:
@@ -193,10 +196,7 @@ def _pixels(encoded: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
         raise ValueError(f'it has {image.size} pixels, expected {(shape[1], shape[0])}')
       return np.asarray(image).reshape(shape)
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    raise ValueError(
-      f'{name} ({len(encoded):,} bytes) cannot be decoded: {error}. Its record is damaged: remove '
-      'the prepared data set and prepare it again from the archives.'
-    ) from error
+    raise ValueError(f'its {len(encoded):,} bytes cannot be decoded: {error}') from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,34 +14,13 @@ The programs are XLA's for CPU. On a TPU the placement of arrays and the collect
 same; fusion, padding and so the temporaries are not. Not run on one: none was at hand.
 """
 
-import collections
-import math
-import re
 import sys
-from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 
-from configs import default
-from dtp_jax.data import Dataset, Resident
-from dtp_jax.data.text import Text
-from dtp_jax.train import mesh as meshes
-from dtp_jax.train.recipe import build
-from dtp_jax.train.step import train_step
 from experiments.bench.timing import table, write_csv
-
-NETWORKS: dict[str, dict[str, Any]] = {
-  'resnet50': {'name': 'resnet', 'depth': 50, 'width': 64},
-  'vit_s': {'name': 'vit', 'patch': 16, 'width': 384, 'depth': 12, 'heads': 6},
-  'decoder_1b': {
-    'name': 'decoder', 'width': 2048, 'depth': 16, 'heads': 32, 'kv_heads': 8, 'hidden': 8192,
-    'scan': True,
-  },
-}  # fmt: skip
-_EXAMPLES = 1_281_167
-_CONTEXT, _VOCABULARY = 1024, 128_256  # of the decoder
+from experiments.tpu.described import NETWORKS, check, config_of, described
 
 flags.DEFINE_list('networks', list(NETWORKS), f'Some of {", ".join(NETWORKS)}.')
 flags.DEFINE_list('granularities', ['channels', 'weights'], 'What is pruned.')
@@ -50,97 +29,6 @@ flags.DEFINE_list('model', ['1', '16'], 'Devices along the axis model; the other
 flags.DEFINE_integer('batch_size', 1024, 'Examples of a step, of all devices together.')
 flags.DEFINE_string('out', None, 'CSV file of the table.')
 FLAGS = flags.FLAGS
-
-_BYTES = {'pred': 1, 'bf16': 2, 'f16': 2}  # else the number in a type's name is of its bits
-_COLLECTIVE = re.compile(
-  r'= (\(?[^=]*?\)?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)\('
-)
-
-
-def config_of(network: str, granularity: str) -> Any:
-  """The config of a network that a cluster would train.
-
-  Raises:
-    ValueError: an unknown network.
-  """
-  config = default.get_config()
-  config.dtype, config.optimizer.name = 'bfloat16', 'adamw'
-  config.data.update({'crop_padding': 0, 'flip': True})
-  unit = {'of': 'macs', 'keep': 0.5} if granularity == 'channels' else {'of': 'count', 'keep': 0.1}
-  config.prune.update({'granularity': granularity, **unit})
-  if network not in NETWORKS:
-    raise ValueError(f'network is {network!r}; expected one of {", ".join(NETWORKS)}.')
-  config.model.update(NETWORKS[network])
-  config.remat = network == 'decoder_1b'
-  return config
-
-
-def described(network: str) -> Dataset:
-  """What a network trains on, of which no example takes memory."""
-  if network.startswith('decoder'):
-    split = {'tokens': np.broadcast_to(np.int32(0), (_EXAMPLES, _CONTEXT + 1))}
-    return Text('described', split, split, _VOCABULARY, verified=True)
-  split = {
-    'image': np.broadcast_to(np.uint8(0), (_EXAMPLES, 224, 224, 3)),
-    'label': np.broadcast_to(np.int32(0), (_EXAMPLES,)),
-  }
-  mean, std = (0.5,) * 3, (0.25,) * 3
-  return Resident('described', split, split, 1000, mean, std, verified=True)
-
-
-def check(config: Any, data: Dataset) -> dict[str, Any]:
-  """What the soft step of a config needs on each device of its mesh.
-
-  Args:
-    config: of a run; its mesh must fit the devices there are.
-    data: gives the shapes of a batch and the number of classes.
-
-  Returns:
-    {'weights': their number, 'state', 'temporaries' and 'sent': bytes on one device, 'collectives':
-    as text}.
-  """
-  recipe, create = build(config, data)
-  state = meshes.template(recipe.mesh, jax.eval_shape(create))
-  place, size = meshes.of_batches(recipe.mesh), config.data.batch_size
-  batch = {
-    name: jax.ShapeDtypeStruct((size, *values.shape[1:]), values.dtype, sharding=place)
-    for name, values in data.train.items()
-  }
-  step = jax.jit(
-    lambda state, batch: train_step(recipe, state, batch, stage='soft'),
-    donate_argnums=0,
-    out_shardings=(meshes.of_state(recipe.mesh, state), None),
-  )
-  compiled = step.lower(state, batch).compile()
-  memory: Any = compiled.memory_analysis()
-  told = collectives(str(compiled.as_text()))
-  kinds = collections.Counter(kind for kind, _ in told)
-  on_one = lambda tree: sum(map(_on_one_device, jax.tree.leaves(tree)))
-  return {
-    'weights': sum(w.size for w in jax.tree.leaves(state.params)),
-    'state': on_one(state),
-    'temporaries': memory.temp_size_in_bytes,
-    'collectives': ', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items())),
-    'sent': sum(size for _, size in told),
-  }
-
-
-def collectives(text: str) -> list[tuple[str, int]]:
-  """(operation, bytes of its result) of every collective of a compiled program's text."""
-  found: list[tuple[str, int]] = []
-  for shapes, operation in _COLLECTIVE.findall(text):
-    arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shapes)
-    found.append((operation, sum(_size(kind, dims) for kind, dims in arrays)))
-  return found
-
-
-def _size(kind: str, dims: str) -> int:
-  width = _BYTES.get(kind) or int(re.sub(r'\D', '', kind)) // 8
-  return width * math.prod(int(d) for d in dims.split(',') if d)
-
-
-def _on_one_device(leaf: Any) -> int:
-  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def main(argv: list[str]) -> None:

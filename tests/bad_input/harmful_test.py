@@ -255,8 +255,8 @@ def test_an_image_of_another_size_is_not_decoded():
 
   side = struct.pack('>IIBBBBB', 2**13, 2**13, 8, 0, 0, 0, 0)  # 64 MiB of pixels
   png = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', side) + chunk(b'IDAT', b'')
-  with pytest.raises(ValueError, match=r'mnist train, image 3 .* \(28, 28\).* prepare it again'):
-    _pixels(png, (28, 28, 1), 'mnist train, image 3')
+  with pytest.raises(ValueError, match=r'bytes cannot be decoded: .* \(28, 28\)'):
+    _pixels(png, (28, 28, 1))
 
 
 def test_plain_arrays_come_through(tmp_path):

@@ -114,7 +114,7 @@ def test_it_answers_what_a_set_in_memory_does(imagenet2012):
   assert data.sample(3).shape == (3, 24, 24, 3)
   assert data.sample(100).shape == (10, 24, 24, 3)
   with pytest.raises(
-    ValueError, match=r'data\.validation is 5, expected 0: imagenet2012 is streamed'
+    ValueError, match=r'data\.validation is 5, expected 0: imagenet2012 has one held-out split'
   ):
     load(config | {'validation': 5})
 

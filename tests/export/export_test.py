@@ -68,7 +68,8 @@ def test_the_program_alone_is_the_masked_network_at_other_batch_sizes(net, saved
     expected = masked(graph, variables, HARD, x, train=False)
     np.testing.assert_allclose(loaded(x), expected, atol=1e-5 * np.max(np.abs(expected)), rtol=0)
   assert loaded.program.platforms == ('cpu', 'cuda', 'tpu')
-  np.testing.assert_array_equal(jax.jit(loaded)(X), loaded(X))
+  # On one core XLA adds in another order inside of a jitted function.
+  np.testing.assert_allclose(jax.jit(loaded)(X), loaded(X), rtol=1e-6, atol=1e-6)
 
 
 _NO_MODEL_CODE = """

@@ -13,7 +13,7 @@ from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.recipe import build
 from dtp_jax.train.step import train_step
 from dtp_jax.trees import paths
-from experiments.tpu.compile_check import check, collectives
+from experiments.tpu.described import check, collectives
 from tests.train.conftest import tiny_config
 
 DEVICES = jax.device_count()

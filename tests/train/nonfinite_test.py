@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.data import Resident, load, order
-from dtp_jax.data.images import normalise
+from dtp_jax.data import Resident, images, load, order
 from dtp_jax.train import loop
-from dtp_jax.train import recipe as recipe_module
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.recipe import build
 from dtp_jax.train.step import enter_stage, train_step
@@ -41,12 +39,14 @@ def data():
 
 @pytest.fixture(autouse=True)
 def white_is_nan(monkeypatch):
-  def planted(images, mean, std):
-    middle = images[:, 8:20, 8:20]  # wherever it is shifted to
-    white = jnp.all(middle == 255, axis=(1, 2, 3), keepdims=True)
-    return jnp.where(white, jnp.nan, normalise(images, mean, std))
+  normalise = images.normalise
 
-  monkeypatch.setattr(recipe_module, 'normalise', planted)
+  def planted(pixels, mean, std):
+    middle = pixels[:, 8:20, 8:20]  # wherever it is shifted to
+    white = jnp.all(middle == 255, axis=(1, 2, 3), keepdims=True)
+    return jnp.where(white, jnp.nan, normalise(pixels, mean, std))
+
+  monkeypatch.setattr(images, 'normalise', planted)
 
 
 def test_by_default_it_stops_with_step_stage_and_the_last_good_checkpoint(data, tmp_path):
