@@ -33,7 +33,7 @@ from dtp_jax.prunable import channels as channels
 from dtp_jax.prunable import nm as nm
 from dtp_jax.prunable import weights as weights
 
-__version__ = '0.3.0'
+__version__ = '0.4.0'
 
 _LATER = ('data', 'export', 'models', 'report', 'train')  # heavier: imported on first use
 
