@@ -181,6 +181,15 @@ class Checkpoints:
       finally:
         self._manager.close()  # raises the same error again
 
+  def unwritten(self, error: BaseException) -> OSError:
+    """What to say where a checkpoint, or a file beside them, could not be written."""
+    steps = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
+    last = f'the last complete one is {self.path(max(steps))}' if steps else 'there is none yet'
+    return OSError(
+      f'a checkpoint or its metrics could not be written to {self._folder}: {_reason(error)}; '
+      f'{last}. Make room or mend the disk: the same command goes on from there.'
+    )
+
   def _set_aside(self, damaged: dict[int, DamagedError], good: int) -> None:
     """Moves damaged checkpoints out of the way of those to come, into a folder beside them."""
     if not damaged:
@@ -206,12 +215,7 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       if isinstance(error, jax.errors.JaxRuntimeError):
         raise  # of the devices or of another process
-      steps = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
-      last = f'the last complete one is {self.path(max(steps))}' if steps else 'there is none yet'
-      raise OSError(
-        f'a checkpoint could not be written to {self._folder}: {_reason(error)}; {last}. Make room '
-        'or mend the disk: the same command goes on from there.'
-      ) from error
+      raise self.unwritten(error) from error
 
 
 def _trees(state):

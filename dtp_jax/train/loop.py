@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import math
 import pathlib
 import time
@@ -32,6 +33,7 @@ __all__ = ['DivergedError', 'train_and_evaluate']
 
 
 _finite = jax.jit(finite)
+_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class DivergedError(RuntimeError):
@@ -93,8 +95,13 @@ def _train_and_evaluate(
     else:
       state = create()
     run = _Run(config, workdir, recipe, data, checkpoints, seconds)
-    with contextlib.closing(run):
-      state = run.until_done(state)
+    try:
+      with contextlib.closing(run):
+        state = run.until_done(state)
+    except OSError as error:
+      if error.errno not in _DISK:  # one of ours, which says it all, has none
+        raise
+      raise checkpoints.unwritten(error) from error
   return _summarise(config, workdir, recipe, state, run)
 
 

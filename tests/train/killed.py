@@ -14,7 +14,7 @@ def get_sweep(argument):
   """Four points, with the dense run five runs to a seed."""
   del argument
   for method in ('transportation', 'magnitude'):
-    for keep in (0.3, 0.6):
+    for keep in (0.45, 0.6):
       config = get_config()
       config.method, config.prune.keep = method, keep
       yield f'{method}/{keep}', config

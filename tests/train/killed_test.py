@@ -67,11 +67,13 @@ def test_a_notice_ends_it_after_a_checkpoint_and_the_rerun_ends_the_same(whole, 
   workdir, moment = tmp_path / 'run', random.randint(1, 5) * 3
   process, log = train(workdir)
   assert victims.wait_for(lambda: steps(workdir)[-1:] >= [moment], process, log)
+  os.kill(process.pid, signal.SIGSTOP)  # it would be done before the second has looked
   second = tmp_path / 'second.txt'
   other = victims.start('train', CONFIG, f'--workdir={workdir}', log=second)
   victims.finish(other, second, 1)
   assert f'LockedError: {workdir} is at work: process {process.pid} of host' in second.read_text()
-  status = victims.kill(process, signal.SIGTERM)
+  os.kill(process.pid, signal.SIGTERM)
+  status = victims.kill(process, signal.SIGCONT)
   assert status == preemption.STATUS == 143, log.read_text()
   told = log.read_text()
   assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in told
@@ -216,6 +218,11 @@ def test_a_full_and_a_read_only_disk_are_named_and_the_last_checkpoint_is_intact
   assert_same(disk / 'run', whole)
 
 
+def summaries(workdir):
+  """{path: when it was written} of the finished runs of a sweep."""
+  return {path: path.stat().st_mtime_ns for path in workdir.glob('*/*/seed*/summary.json')}
+
+
 def soak(tmp_path, seeds, disturbed):
   """A sweep that is stopped by `disturbed` signals and begun again, against one that is not."""
   flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
@@ -226,15 +233,15 @@ def soak(tmp_path, seeds, disturbed):
     process = victims.start('sweep', *flags, f'--workdir={stormy}', log=log)
     # At least one more than before: this sweep is under way, and not only about to begin.
     enough = max((i + 1) * runs // (len(disturbed) + 1), len(done) + 1)
-    victims.wait_for(lambda n=enough: len([*stormy.rglob('summary.json')]) >= n, process, log)
+    victims.wait_for(lambda n=enough: len(summaries(stormy)) >= n, process, log)
     process.join(random.uniform(0, 1))
     status = victims.kill(process, how)
     assert status == (preemption.STATUS if how == signal.SIGTERM else -how), log.read_text()
-    now = {path: path.stat().st_mtime_ns for path in stormy.rglob('summary.json')}
+    now = summaries(stormy)
     assert done.items() <= now.items()  # nothing that was finished was touched again
     done = now
   victims.finish(victims.start('sweep', *flags, f'--workdir={stormy}', log=log), log)
-  now = {path: path.stat().st_mtime_ns for path in stormy.rglob('summary.json')}
+  now = summaries(stormy)
   assert done.items() <= now.items()
   (expected, none), (found, left) = rows.collect([calm]), rows.collect([stormy])
   assert len(expected) == runs

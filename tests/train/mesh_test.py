@@ -232,7 +232,7 @@ def test_arrays_without_equal_parts_are_one_problem_as_a_whole():
 def test_collectives_are_read_off_a_programs_text():
   text = """
   %a = f32[4,8]{1,0} all-gather(f32[1,8]{1,0} %x), channel_id=1
-  ROOT %b = (bf16[3]{0}, s32[]) all-reduce(bf16[3]{0} %y, s32[] %z), channel_id=2
+  ROOT %b = (bf16[3]{0}, /*index=1*/s32[]) all-reduce(bf16[3]{0} %y, s32[] %z), channel_id=2
   %c = f32[4]{0} add(f32[4]{0} %p, f32[4]{0} %q)
   """
   assert collectives(text) == [('all-gather', 128), ('all-reduce', 10)]
