@@ -11,7 +11,7 @@ import numpy as np
 
 from dtp_jax.graph.flow import Scope
 from dtp_jax.graph.rules_call import Custom, is_float
-from dtp_jax.graph.rules_loop import Cond, Scan, While
+from dtp_jax.graph.rules_loop import Cond, Scan, While, scan_counts
 
 # Runs a scope on arrays that have lost what is dead.
 Run: TypeAlias = Callable[[Scope, Sequence[Any]], list[Any]]
@@ -53,7 +53,7 @@ def _remat(scope: Scope, eqn: Any, args: list[Any], run: Run) -> list[Any]:
 
 def _scan(call: Scan, eqn: Any, args: list[Any], run: Run) -> list[Any]:
   """A scan with a smaller body."""
-  first, carried = eqn.params['num_consts'], eqn.params['num_carry']
+  first, carried = scan_counts(eqn)
   consts, carry, xs = args[:first], args[first : first + carried], args[first + carried :]
 
   def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -35,10 +35,19 @@ class Cond(NamedTuple):
   branches: tuple[Scope, ...]
 
 
+def scan_counts(eqn: Any) -> tuple[int, int]:
+  """How many operands of a scan are constants, and how many are carried."""
+  if 'ft_in' in eqn.params:  # jax 0.12
+    consts, carry, _ = eqn.params['ft_in'].unpack()
+    return len(consts), len(carry)
+  return eqn.params['num_consts'], eqn.params['num_carry']
+
+
 @call_rule('scan')
 def scan(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Scan]:
   """Enters the body; what is carried is one with what it starts as, the axis run along freezes."""
-  first, behind = eqn.params['num_consts'], eqn.params['num_consts'] + eqn.params['num_carry']
+  first, carried = scan_counts(eqn)
+  behind = first + carried
   consts, xs = [sealed(value) for value in ins[:first]], ins[behind:]
   trips = _trips(flow, eqn, xs)
   slices = [sealed(value.without([0])) for value in xs]
@@ -53,7 +62,6 @@ def scan(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Scan]:
   flow.operations[counted:] = [
     op._replace(dims=(*op.dims, trips), eqn=None, operands=()) for op in flow.operations[counted:]
   ]
-  carried = eqn.params['num_carry']
   stacked = [
     y._replace(dims=(trips, *y.dims), dead=(STEADY, *y.dead)) for y in map(sealed, outs[carried:])
   ]
