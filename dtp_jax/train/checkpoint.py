@@ -124,9 +124,8 @@ class Checkpoints:
       position, restored = found['position'], {_ITEMS[name]: found[name] for name in items}
       digests = position.pop('digests')
     except Exception as error:  # files, JSON, compression: each tells of damage in its own way
-      told = str(error).splitlines() or ['']
       raise DamagedError(
-        f'checkpoint {self.path(step)} cannot be read: {type(error).__name__}: {told[0][:300]}'
+        f'checkpoint {self.path(step)} cannot be read: {_reason(error)}'
       ) from error
     state = dataclasses.replace(like, step=jnp.asarray(step, like.step.dtype), **restored)
     # Orbax brings random keys back to where they were saved, which this process may not have.
