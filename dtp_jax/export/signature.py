@@ -51,7 +51,9 @@ class Signature(NamedTuple):
 
     def struct(array: np.ndarray) -> jax.ShapeDtypeStruct:
       rows = (symbol,) if array.shape[:1] == (batch,) else array.shape[:1]
-      return jax.ShapeDtypeStruct((*rows, *array.shape[1:]), array.dtype)
+      return jax.ShapeDtypeStruct(
+        (*rows, *array.shape[1:]), jax.dtypes.canonicalize_dtype(array.dtype)
+      )
 
     return cls(inputs, batch, jax.tree.map(struct, inputs))
 
