@@ -18,13 +18,15 @@ from dtp_jax.train import preemption
 
 __all__ = ['ending_together', 'is_first', 'start', 'wait']
 
-# A lost process is noticed at once where its connection breaks, and else by its silence.
-_SILENCE_SECONDS = 60
 _REPORT_SECONDS = 3600  # that the others wait at the end for the first, which exports and reports
 
 
 def start(
-  coordinator: str | None, num_processes: int | None = None, process_id: int | None = None
+  coordinator: str | None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  lost_after: int = 60,
 ) -> None:
   """Makes this process a part of a job; before anything asks JAX for a device.
 
@@ -33,6 +35,8 @@ def start(
       Cloud TPU, GKE, SLURM and Open MPI; None for a process alone.
     num_processes: of the job; None leaves it to JAX.
     process_id: of this process, in [0, num_processes); None leaves it to JAX.
+    lost_after: seconds of silence after which a process is lost and the others end; where its
+      connection breaks they notice at once.
 
   Raises:
     ValueError: no coordinator for several processes, or what JAX cannot find out.
@@ -50,7 +54,7 @@ def start(
       address,
       num_processes,
       process_id,
-      heartbeat_timeout_seconds=_SILENCE_SECONDS,
+      heartbeat_timeout_seconds=lost_after,
       shutdown_timeout_seconds=_REPORT_SECONDS,
     )
   except (ValueError, TypeError) as error:

@@ -10,7 +10,6 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from dtp_jax import transport as ops
 from dtp_jax.data.dataset import Task
 from dtp_jax.methods import Pruner
 from dtp_jax.prunable import Masks
@@ -255,11 +254,11 @@ def _select(which: Array, ours, theirs):
 def _mask_metrics(masks: Masks) -> dict[str, Array]:
   if not masks:
     return {'softness': jnp.zeros(()), 'kept': jnp.ones(())}
-  flat = [jnp.ravel(mask) for mask in masks.values()]
-  size = sum(m.size for m in flat)
+  # Sums of the arrays as they are: of a split mask every device would gather a flat copy.
+  size, none = sum(m.size for m in masks.values()), jnp.zeros(())
   return {
-    'softness': sum((ops.softness(m) * m.size for m in flat), jnp.zeros(())) / size,
-    'kept': sum((jnp.sum(m) for m in flat), jnp.zeros(())) / size,
+    'softness': sum((4 * jnp.sum(m * (1 - m)) for m in masks.values()), none) / size,
+    'kept': sum((jnp.sum(m) for m in masks.values()), none) / size,
   }
 
 

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 
 import numpy as np
@@ -146,32 +145,15 @@ def test_the_number_of_devices_changes_between_runs(whole, tmp_path):
 
 def test_of_two_processes_a_notice_to_one_ends_both_at_one_step(tmp_path):
   workdir = tmp_path / 'run'
-
-  def job():
-    with socket.socket() as s:
-      s.bind(('127.0.0.1', 0))
-      port = s.getsockname()[1]
-    started = []
-    for i in range(2):
-      log = tmp_path / f'log{i}.txt'
-      flags = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
-      flags += [
-        '--config.mesh.data=-1',
-        '--config.stages.hard=3.2',
-        '--config.eval_every=0.4',
-        f'--workdir={workdir}',
-      ]
-      started.append((victims.start('train', CONFIG, *flags, log=log), log))
-    return started
-
-  one, other = job()
+  flags = (CONFIG, '--config.mesh.data=-1', '--config.stages.hard=3.2', '--config.eval_every=0.4')
+  one, other = victims.start_pair(workdir, *flags)
   assert victims.wait_for(lambda: steps(workdir)[-1:] >= [6], *one), one[1].read_text()
   os.kill(other[0].pid, signal.SIGTERM)
   for process, log in (one, other):
     victims.finish(process, log, preemption.STATUS)
     assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in log.read_text()
   assert steps(workdir)[-1] < 12 + 200
-  for process, log in job():
+  for process, log in victims.start_pair(workdir, *flags):
     victims.finish(process, log)
   taken = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
   assert taken == list(range(1, 12 + 200 + 1))
@@ -224,13 +206,22 @@ def summaries(workdir):
 
 
 def soak(tmp_path, seeds, disturbed):
-  """A sweep that is stopped by `disturbed` signals and begun again, against one that is not."""
+  """A sweep that is stopped by `disturbed` signals and begun again, against one that is not.
+
+  The disturbed one has two devices, and so two runs side by side.
+  """
   flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
   log, calm, stormy = tmp_path / 'log.txt', tmp_path / 'calm', tmp_path / 'stormy'
   victims.finish(victims.start('sweep', *flags, f'--workdir={calm}', log=log), log)
   runs, done = 5 * seeds, {}
+
+  def begin():
+    return victims.start('sweep', *flags, f'--workdir={stormy}', log=log, devices=2)
+
   for i, how in enumerate(disturbed):
-    process = victims.start('sweep', *flags, f'--workdir={stormy}', log=log)
+    process = begin()
+    if i == 0:
+      assert victims.wait_for(lambda: len([*stormy.rglob('run.lock')]) == 2, process, log)
     # At least one more than before: this sweep is under way, and not only about to begin.
     enough = max((i + 1) * runs // (len(disturbed) + 1), len(done) + 1)
     victims.wait_for(lambda n=enough: len(summaries(stormy)) >= n, process, log)
@@ -240,7 +231,7 @@ def soak(tmp_path, seeds, disturbed):
     now = summaries(stormy)
     assert done.items() <= now.items()  # nothing that was finished was touched again
     done = now
-  victims.finish(victims.start('sweep', *flags, f'--workdir={stormy}', log=log), log)
+  victims.finish(begin(), log)
   now = summaries(stormy)
   assert done.items() <= now.items()
   (expected, none), (found, left) = rows.collect([calm]), rows.collect([stormy])

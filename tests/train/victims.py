@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -32,6 +33,16 @@ def start(program, *arguments, log, devices=1):
   process = context.Process(target=_run, args=(program, arguments, str(log), devices))
   process.start()
   return process
+
+
+def start_pair(workdir, *flags):
+  """Starts one training run as two processes of a device each, and returns their (process, log)."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  flags = (f'--workdir={workdir}', f'--coordinator=127.0.0.1:{port}', '--num_processes=2', *flags)
+  logs = [workdir.with_suffix(f'.{i}.txt') for i in range(2)]
+  return [(start('train', *flags, f'--process_id={i}', log=log), log) for i, log in enumerate(logs)]
 
 
 def finish(process, log, status=0):
