@@ -9,14 +9,17 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dtp_jax.train import preemption
 
-__all__ = ['ending_together', 'is_first', 'start', 'wait']
+__all__ = ['check_same', 'ending_together', 'is_first', 'start', 'wait']
 
 _REPORT_SECONDS = 3600  # that the others wait at the end for the first, which exports and reports
 
@@ -74,6 +77,28 @@ def wait(name: str) -> None:
   """Waits until every process has come to the place `name`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def check_same(what: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Holds the processes of a job to the same arrays, bit for bit; each has to call it.
+
+  Args:
+    what: how the error names them.
+    arrays: {name: array on the host}, the same names everywhere.
+
+  Raises:
+    RuntimeError: one of them differs, in every process.
+  """
+  if jax.process_count() == 1:
+    return
+  mine = [zlib.crc32(np.ascontiguousarray(array)) for array in arrays.values()]
+  everyone: Any = multihost_utils.process_allgather(np.asarray(mine, np.uint32))
+  same = np.all(everyone == everyone[:1], axis=0)
+  if differing := [name for name, agrees in zip(arrays, same, strict=True) if not agrees]:
+    raise RuntimeError(
+      f'the processes of this job have different {what}, of {differing[0]!r} to begin with. Their '
+      'machines or versions differ: use the same on all hosts, and start anew.'
+    )
 
 
 @contextlib.contextmanager

@@ -2,12 +2,14 @@
 
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from dtp_jax import report
 from dtp_jax.files import read_json
 from dtp_jax.report import rows
+from dtp_jax.train import hosts
 from dtp_jax.train.metrics import read_metrics
 from tests.train import victims
 
@@ -77,6 +79,28 @@ def test_the_first_process_alone_writes_and_reports(spread):
   assert 'Report:' in first
   assert 'Report:' not in second
   assert not list((spread / 'pair').rglob('*.tmp'))
+
+
+def compare(coordinator, i, told):
+  """What one process of a job of two is told of two arrays, of which one differs."""
+  hosts.start(coordinator, 2, i)
+  hosts.check_same('masks', {'a': np.ones(3)})
+  with pytest.raises(RuntimeError) as error:
+    hosts.check_same('masks', {'a': np.ones(3), 'b': np.array([i])})
+  told.write_text(str(error.value))
+  jax.distributed.shutdown()
+
+
+def test_arrays_that_differ_between_processes_are_named(tmp_path):
+  """The hard masks of all jobs here were held to it."""
+  address, told = victims.coordinator(), [tmp_path / f'{i}.txt' for i in range(2)]
+  jobs = [victims.context.Process(target=compare, args=(address, i, told[i])) for i in range(2)]
+  for job in jobs:
+    job.start()
+  for job, file in zip(jobs, told, strict=True):
+    job.join(victims.PATIENCE)
+    job.kill()
+    assert "have different masks, of 'b' to begin with" in file.read_text()
 
 
 @pytest.mark.parametrize('killed', [1, 0])

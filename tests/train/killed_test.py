@@ -1,7 +1,9 @@
 """Runs and sweeps that are stopped, killed or cannot write go on to the same end."""
 
 import os
+import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -106,6 +108,21 @@ def test_killed_in_a_save_at_any_moment_and_in_the_export_it_ends_the_same(whole
   assert 'run.lock was left by process' in told
   assert 'cannot be read' not in told
   assert 'is damaged' not in told
+
+
+def test_short_of_memory_it_ends_and_goes_on_to_the_same_end(whole, tmp_path):
+  """It gets no more than it has while the programs of two stages are to come."""
+  workdir = tmp_path / 'run'
+  process, log = train(workdir)
+  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [3], process, log)
+  pages = int(pathlib.Path(f'/proc/{process.pid}/statm').read_text().split()[0])
+  size = pages * resource.getpagesize()
+  resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
+  process.join(60)
+  assert victims.kill(process) != 0, log.read_text()  # where it has not ended, so would the system
+  assert not (workdir / 'summary.json').exists()
+  victims.finish(*train(workdir))
+  assert_same(workdir, whole)
 
 
 @pytest.mark.slow

@@ -35,12 +35,16 @@ def start(program, *arguments, log, devices=1):
   return process
 
 
-def start_pair(workdir, *flags):
-  """Starts one training run as two processes of a device each, and returns their (process, log)."""
+def coordinator():
+  """An address that is free now."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  flags = (f'--workdir={workdir}', f'--coordinator=127.0.0.1:{port}', '--num_processes=2', *flags)
+    return f'127.0.0.1:{s.getsockname()[1]}'
+
+
+def start_pair(workdir, *flags):
+  """Starts one training run as two processes of a device each, and returns their (process, log)."""
+  flags = (f'--workdir={workdir}', f'--coordinator={coordinator()}', '--num_processes=2', *flags)
   logs = [workdir.with_suffix(f'.{i}.txt') for i in range(2)]
   return [(start('train', *flags, f'--process_id={i}', log=log), log) for i, log in enumerate(logs)]
 
