@@ -283,3 +283,16 @@ def test_a_step_sends_its_kernels_once_and_no_activations():
   # Among those that share kernels, and then a quarter of it among the others.
   assert small['reduced'] < 1.3 * whole
   assert 0.25 <= small['state'] / alone['state'] < 0.4
+
+
+@eight
+def test_of_channels_a_step_sends_their_vectors_whole():
+  """One array each: the one problem that groups of all sizes make up is nobody's part."""
+  config = config_on(-1, 4)
+  config.model.features = (8, 32)
+  config.prune.update({'granularity': 'channels', 'of': 'macs', 'keep': 0.5})
+  found = check(config, load({'name': 'mnist_mini'}))
+  assert 'permute' not in found['collectives']
+  assert 'all-to-all' not in found['collectives']
+  channels = 4 * (8 + 32 + 16)
+  assert found['gathered'] <= 4 * found['weights'] + 4 * channels
