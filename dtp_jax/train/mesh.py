@@ -128,7 +128,8 @@ def gathered(mesh: Mesh, tree: Any) -> Any:
   Left alone, gradients would be whole on every device as well, and what meets them there, as the
   masks do, would be gathered too.
   """
-  return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return tree if model_parts(mesh) == 1 else jax.lax.with_sharding_constraint(tree, everywhere)
 
 
 def _gathered_forward(mesh: Mesh, tree: Any) -> tuple[Any, None]:
@@ -136,7 +137,9 @@ def _gathered_forward(mesh: Mesh, tree: Any) -> tuple[Any, None]:
 
 
 def _gathered_backward(mesh: Mesh, _: None, gradient: Any) -> tuple[Any]:
-  return (jax.lax.with_sharding_constraint(gradient, of_state(mesh, gradient)),)
+  if model_parts(mesh) > 1:
+    gradient = jax.lax.with_sharding_constraint(gradient, of_state(mesh, gradient))
+  return (gradient,)
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -1,5 +1,6 @@
 """Jobs of two real processes: the same run as that of one, and what happens when one is killed."""
 
+import os
 import signal
 
 import jax
@@ -9,9 +10,10 @@ import pytest
 from dtp_jax import report
 from dtp_jax.files import read_json
 from dtp_jax.report import rows
-from dtp_jax.train import hosts
+from dtp_jax.train import hosts, preemption
 from dtp_jax.train.metrics import read_metrics
 from tests.train import victims
+from tests.train.victims import steps
 
 pytestmark = pytest.mark.faults
 
@@ -129,6 +131,22 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(spread, tmp_path,
     ours, theirs = arrays(workdir / file), arrays(whole / file)
     for name in theirs:
       np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_of_two_processes_a_notice_to_one_ends_both_at_one_step(tmp_path):
+  workdir = tmp_path / 'run'
+  flags = (*SPREAD, '--config.stages.hard=3.2', '--config.eval_every=0.4')
+  one, other = victims.start_pair(workdir, *flags)
+  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [6], *one), one[1].read_text()
+  os.kill(other[0].pid, signal.SIGTERM)
+  for process, log in (one, other):
+    victims.finish(process, log, preemption.STATUS)
+    assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in log.read_text()
+  assert steps(workdir)[-1] < 12 + 200
+  for process, log in victims.start_pair(workdir, *flags):
+    victims.finish(process, log)
+  taken = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
+  assert taken == list(range(1, 12 + 200 + 1))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs and sweeps that are stopped, killed or cannot write go on to the same end."""
+"""Runs that are stopped, killed or cannot write go on to the same end."""
 
 import os
 import pathlib
@@ -13,10 +13,10 @@ import pytest
 
 from dtp_jax import export
 from dtp_jax.files import read_json
-from dtp_jax.report import rows
 from dtp_jax.train import preemption
 from dtp_jax.train.metrics import read_metrics
 from tests.train import victims
+from tests.train.victims import steps
 
 pytestmark = pytest.mark.faults
 
@@ -32,11 +32,6 @@ def train(workdir, *flags, **options):
   """(process, its log) of a training run in `workdir`."""
   log = workdir.with_suffix('.txt')
   return victims.start('train', CONFIG, f'--workdir={workdir}', *flags, log=log, **options), log
-
-
-def steps(workdir):
-  folder = workdir / 'checkpoints'
-  return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
 
 
 def assert_same(workdir, whole):
@@ -118,8 +113,8 @@ def test_short_of_memory_it_ends_and_goes_on_to_the_same_end(whole, tmp_path):
   pages = int(pathlib.Path(f'/proc/{process.pid}/statm').read_text().split()[0])
   size = pages * resource.getpagesize()
   resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
-  process.join(60)
-  assert victims.kill(process) != 0, log.read_text()  # where it has not ended, so would the system
+  process.join(5)
+  assert victims.kill(process) != 0, log.read_text()  # where it hangs, as the system would
   assert not (workdir / 'summary.json').exists()
   victims.finish(*train(workdir))
   assert_same(workdir, whole)
@@ -158,22 +153,6 @@ def test_the_number_of_devices_changes_between_runs(whole, tmp_path):
     assert ours[name] == theirs[name]
   losses = [[r['loss'] for r in read_metrics(w)] for w in (workdir, whole)]
   np.testing.assert_allclose(*losses, atol=2e-3)  # sums over devices are rounded in another order
-
-
-def test_of_two_processes_a_notice_to_one_ends_both_at_one_step(tmp_path):
-  workdir = tmp_path / 'run'
-  flags = (CONFIG, '--config.mesh.data=-1', '--config.stages.hard=3.2', '--config.eval_every=0.4')
-  one, other = victims.start_pair(workdir, *flags)
-  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [6], *one), one[1].read_text()
-  os.kill(other[0].pid, signal.SIGTERM)
-  for process, log in (one, other):
-    victims.finish(process, log, preemption.STATUS)
-    assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in log.read_text()
-  assert steps(workdir)[-1] < 12 + 200
-  for process, log in victims.start_pair(workdir, *flags):
-    victims.finish(process, log)
-  taken = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
-  assert taken == list(range(1, 12 + 200 + 1))
 
 
 @pytest.fixture
@@ -215,56 +194,3 @@ def test_a_full_and_a_read_only_disk_are_named_and_the_last_checkpoint_is_intact
   small_disk('remount,rw,size=100m')
   told_by(0)
   assert_same(disk / 'run', whole)
-
-
-def summaries(workdir):
-  """{path: when it was written} of the finished runs of a sweep."""
-  return {path: path.stat().st_mtime_ns for path in workdir.glob('*/*/seed*/summary.json')}
-
-
-def soak(tmp_path, seeds, disturbed):
-  """A sweep that is stopped by `disturbed` signals and begun again, against one that is not.
-
-  The disturbed one has two devices, and so two runs side by side.
-  """
-  flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
-  log, calm, stormy = tmp_path / 'log.txt', tmp_path / 'calm', tmp_path / 'stormy'
-  victims.finish(victims.start('sweep', *flags, f'--workdir={calm}', log=log), log)
-  runs, done = 5 * seeds, {}
-
-  def begin():
-    return victims.start('sweep', *flags, f'--workdir={stormy}', log=log, devices=2)
-
-  for i, how in enumerate(disturbed):
-    process = begin()
-    if i == 0:
-      assert victims.wait_for(lambda: len([*stormy.rglob('run.lock')]) == 2, process, log)
-    # At least one more than before: this sweep is under way, and not only about to begin.
-    enough = max((i + 1) * runs // (len(disturbed) + 1), len(done) + 1)
-    victims.wait_for(lambda n=enough: len(summaries(stormy)) >= n, process, log)
-    process.join(random.uniform(0, 1))
-    status = victims.kill(process, how)
-    assert status == (preemption.STATUS if how == signal.SIGTERM else -how), log.read_text()
-    now = summaries(stormy)
-    assert done.items() <= now.items()  # nothing that was finished was touched again
-    done = now
-  victims.finish(begin(), log)
-  now = summaries(stormy)
-  assert done.items() <= now.items()
-  (expected, none), (found, left) = rows.collect([calm]), rows.collect([stormy])
-  assert len(expected) == runs
-  assert not none
-  assert not left
-  placed = {'seconds': 0, 'command': ''}  # and the folder's name in front of the run's
-  same = lambda row: {**row, **placed, 'run': row['run'].partition('/')[2]}
-  assert [*map(same, found)] == [*map(same, expected)]
-
-
-def test_a_sweep_that_is_stopped_and_killed_is_that_of_a_calm_day(tmp_path):
-  soak(tmp_path, 2, [signal.SIGKILL, signal.SIGTERM])
-
-
-@pytest.mark.slow
-def test_two_hundred_runs_and_twenty_kills(tmp_path):
-  signals = [random.choice([signal.SIGKILL, signal.SIGTERM]) for _ in range(20)]
-  soak(tmp_path, 40, signals)

@@ -76,6 +76,12 @@ def wait_for(found, process, log):
   return True
 
 
+def steps(workdir):
+  """The steps of the complete checkpoints of a run."""
+  folder = workdir / 'checkpoints'
+  return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+
+
 def _run(program, arguments, log, devices):
   output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
   os.dup2(output, 1)
