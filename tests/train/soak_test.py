@@ -43,8 +43,10 @@ def soak(tmp_path, seeds, disturbed):
   """
   flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
   log, calm, stormy = tmp_path / 'log.txt', tmp_path / 'calm', tmp_path / 'stormy'
-  victims.finish(victims.start('sweep', *flags, f'--workdir={calm}', log=log), log)
   runs, done = 5 * seeds, {}
+  patience = victims.PATIENCE + 5 * runs
+  calm_sweep = victims.start('sweep', *flags, f'--workdir={calm}', log=log)
+  victims.finish(calm_sweep, log, patience=patience)
 
   def begin():
     return victims.start('sweep', *flags, f'--workdir={stormy}', log=log, devices=2)
@@ -69,7 +71,7 @@ def soak(tmp_path, seeds, disturbed):
     now = summaries(stormy)
     assert done.items() <= now.items()  # nothing that was finished was touched again
     done = now
-  victims.finish(begin(), log)
+  victims.finish(begin(), log, patience=patience)
   now = summaries(stormy)
   assert done.items() <= now.items()
   (expected, none), (found, left) = rows.collect([calm]), rows.collect([stormy])

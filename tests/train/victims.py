@@ -49,9 +49,9 @@ def start_pair(workdir, *flags):
   return [(start('train', *flags, f'--process_id={i}', log=log), log) for i, log in enumerate(logs)]
 
 
-def finish(process, log, status=0):
+def finish(process, log, status=0, patience=PATIENCE):
   """Waits for a process and holds it to an exit status."""
-  process.join(PATIENCE)
+  process.join(patience)
   if process.exitcode is None:
     process.kill()
   assert process.exitcode == status, log.read_text()
