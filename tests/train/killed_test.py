@@ -121,13 +121,13 @@ def test_killed_in_a_save_at_any_moment_and_in_the_export_it_ends_the_same(whole
 
 
 def test_short_of_memory_it_ends_and_goes_on_to_the_same_end(whole, tmp_path):
-  """It gets no more than it has while the programs of two stages are to come."""
+  """It gets no more than it has while steps and evaluations are to come."""
   workdir = tmp_path / 'run'
-  process, log = train(workdir)
-  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [3], process, log)
+  process, log = halted(workdir, 3)
   pages = int(pathlib.Path(f'/proc/{process.pid}/statm').read_text().split()[0])
   size = pages * resource.getpagesize()
   resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
+  os.kill(process.pid, signal.SIGCONT)
   process.join(5)
   assert victims.kill(process) != 0, log.read_text()  # where it hangs, as the system would
   assert not (workdir / 'summary.json').exists()
