@@ -80,17 +80,18 @@ def save_slim(
     ImportError: ONNX without what it needs, with the commands to install it.
     TypeError, ValueError: inputs without a batch, variables or masks unlike the graph's.
   """
-  folder, kwargs = pathlib.Path(folder).absolute(), dict(kwargs or {})
-  with _place(folder, overwrite) as temporary:
-    if onnx:
-      onnx_file.check_installed()
-    signature, slim = Signature.of(inputs), shrink(graph, variables, hard, norms=norms)
-    batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
-    masks = load.masks_of(slim.kept, graph.sizes)
-    references = masked = Reference.of_masked(graph, variables, masks, batches, kwargs)
-    if norms == 'refit':
-      references = Reference.of_slim(slim, batches, kwargs)
-    tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
+  folder, kwargs = pathlib.Path(folder), dict(kwargs or {})
+  _check_free(folder, overwrite)
+  if onnx:
+    onnx_file.check_installed()
+  signature, slim = Signature.of(inputs), shrink(graph, variables, hard, norms=norms)
+  batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
+  masks = load.masks_of(slim.kept, graph.sizes)
+  references = masked = Reference.of_masked(graph, variables, masks, batches, kwargs)
+  if norms == 'refit':
+    references = Reference.of_slim(slim, batches, kwargs)
+  tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
+  with _whole(folder, overwrite) as temporary:
     written = _write_data(temporary, graph, slim, signature, kwargs)
     checks = {'stablehlo': [r.check('StableHLO', written, tolerance) for r in references]}
     if onnx:
@@ -139,11 +140,12 @@ def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _place(folder: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+def _whole(folder: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
   """A folder to write in, which takes its place when all went well and goes away if not.
 
   The lock is held for as long: what lies beside the place was left by an export that was killed.
   """
+  folder = folder.absolute()
   with locked(folder.parent, f'.{folder.name}.lock'):
     _tidy(folder)
     _check_free(folder, overwrite)
