@@ -91,7 +91,7 @@ def check_same(what: str, arrays: Mapping[str, np.ndarray]) -> None:
   """
   if jax.process_count() == 1:
     return
-  mine = [zlib.crc32(np.ascontiguousarray(array)) for array in arrays.values()]
+  mine = [zlib.crc32(array.tobytes()) for array in arrays.values()]
   everyone: Any = multihost_utils.process_allgather(np.asarray(mine, np.uint32))
   same = np.all(everyone == everyone[:1], axis=0)
   if differing := [name for name, agrees in zip(arrays, same, strict=True) if not agrees]:

@@ -31,14 +31,14 @@ class Place(NamedTuple):
     platform: JAX's name: cpu, gpu, tpu.
     devices: numbers of those that it sees, among those that this process may use. Of a TPU they are
       chips.
-    index: its own number.
-    count: of the processes.
+    number: of the process, from 0.
+    processes: how many there are.
   """
 
   platform: str
   devices: tuple[int, ...]
-  index: int
-  count: int
+  number: int
+  processes: int
 
 
 def find(needed: int, count: int | None = None) -> list[Place | None]:
@@ -84,7 +84,7 @@ def settle(place: Place | None) -> None:
     jax.config.update('jax_num_cpu_devices', len(place.devices))
     if hasattr(os, 'sched_setaffinity'):
       cores = sorted(os.sched_getaffinity(0))
-      os.sched_setaffinity(0, cores[place.index :: place.count] or cores)
+      os.sched_setaffinity(0, cores[place.number :: place.processes] or cores)
   elif place.platform == 'tpu':  # written from its documentation: no TPU was at hand
     os.environ['TPU_VISIBLE_CHIPS'] = str(place.devices[0])
     os.environ['TPU_PROCESS_BOUNDS'] = os.environ['TPU_CHIPS_PER_PROCESS_BOUNDS'] = '1,1,1'

@@ -30,7 +30,7 @@ eight = pytest.mark.skipif(
 def test_each_run_has_what_it_needs_to_itself(needed, count, shares):
   found = places.find(needed, count)
   assert [place.devices for place in found] == shares
-  assert [(p.platform, p.index, p.count) for p in found] == [
+  assert [(p.platform, p.number, p.processes) for p in found] == [
     ('cpu', i, len(shares)) for i in range(len(shares))
   ]
 
