@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from dtp_jax.export.checks import ExportError
-from dtp_jax.export.signature import Signature
+from dtp_jax.export.signature import Signature, taken
 from dtp_jax.graph import Slim
 
 __all__ = ['check_installed', 'runner', 'write_onnx']
@@ -35,7 +35,7 @@ def write_onnx(
 ) -> None:
   """Writes the slim network as ONNX, variables inside, through jax2onnx.
 
-  Inputs are named by `Signature.names` and outputs 'output_0' and on.
+  Inputs are named by `Signature.names` and outputs 'output_0' and on; random keys are their data.
 
   Raises:
     ExportError: jax2onnx cannot convert the function; with its reason.
@@ -45,20 +45,21 @@ def write_onnx(
   import jax2onnx  # pyright: ignore[reportMissingImports]
 
   leaves, treedef = jax.tree.flatten(signature.structs)
+  program = signature.program(lambda *inputs: slim.apply(slim.variables, *inputs, **kwargs))
 
   def run(*leaves: Any) -> Any:
-    return slim.apply(slim.variables, *jax.tree.unflatten(treedef, leaves), **kwargs)
+    return program(*jax.tree.unflatten(treedef, leaves))
 
-  # Traced here: jax2onnx patches Flax while it traces, and would show the graph operators of its
-  # own in place of the primitives that its rules know.
-  program = jax.make_jaxpr(run)(*leaves)
   try:
+    # Traced here: jax2onnx patches Flax while it traces, and would show the graph operators of its
+    # own in place of the primitives that its rules know.
+    traced = jax.make_jaxpr(run)(*leaves)
     model = jax2onnx.to_onnx(
-      jaxpr_as_fun(program),
+      jaxpr_as_fun(traced),
       inputs=leaves,
       model_name='slim',
       input_names=signature.names,
-      output_names=[f'output_{i}' for i in range(len(program.out_avals))],
+      output_names=[f'output_{i}' for i in range(len(traced.out_avals))],
     )
     path.write_bytes(model.SerializeToString())
   except Exception as error:  # of any type: it has no base class of its own
@@ -68,13 +69,15 @@ def write_onnx(
     ) from error
 
 
-def runner(path: pathlib.Path, names: list[str]) -> Callable[..., list[np.ndarray]]:
+def runner(path: pathlib.Path, signature: Signature) -> Callable[..., list[np.ndarray]]:
   """The model in a file as a function of inputs, run by onnxruntime on the CPU."""
   import onnxruntime  # pyright: ignore[reportMissingImports]
 
   session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+  fixed = signature.fixed
 
   def run(*inputs: Any) -> list[np.ndarray]:
-    return session.run(None, dict(zip(names, jax.tree.leaves(inputs), strict=True)))
+    given = jax.tree.leaves(taken(inputs, fixed))
+    return session.run(None, dict(zip(signature.names, given, strict=True)))
 
   return run

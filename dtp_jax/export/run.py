@@ -157,7 +157,8 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
 
   Returns:
     What is written to `workdir`/slim.json: costs of the dense and the slim network, kept channels,
-    milliseconds of a call (median and quartiles of interleaved repeats), checks of the export.
+    milliseconds of a call (median and quartiles of interleaved repeats), checks and notes of the
+    export.
 
   Raises:
     FileNotFoundError, ValueError: see `load_run`.
@@ -182,6 +183,7 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
     'batch_size': batch_size,
     'costs': manifest['costs'],
     'checks': manifest['checks'],
+    'notes': manifest['notes'],
     'milliseconds': {name: timing._asdict() for name, timing in timings.items()},
   }
   write_json(workdir / 'slim.json', found)
