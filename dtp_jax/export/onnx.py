@@ -1,15 +1,16 @@
 """ONNX through jax2onnx, which the main environment need not have."""
 
+import contextlib
 import importlib.util
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from dtp_jax.export.checks import ExportError
+from dtp_jax.export.checks import ExportError, reason
 from dtp_jax.export.signature import Signature, taken
 from dtp_jax.graph import Slim
 
@@ -70,14 +71,31 @@ def write_onnx(
 
 
 def runner(path: pathlib.Path, signature: Signature) -> Callable[..., list[np.ndarray]]:
-  """The model in a file as a function of inputs, run by onnxruntime on the CPU."""
+  """The model in a file as a function of inputs, run by onnxruntime on the CPU.
+
+  Raises:
+    ExportError: onnxruntime cannot load it, or later run it; with its reason.
+  """
   import onnxruntime  # pyright: ignore[reportMissingImports]
 
-  session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 4  # it raises what is fatal; a warning is a line for every constant
   fixed = signature.fixed
+  with _told():
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
   def run(*inputs: Any) -> list[np.ndarray]:
     given = jax.tree.leaves(taken(inputs, fixed))
-    return session.run(None, dict(zip(signature.names, given, strict=True)))
+    with _told():
+      return session.run(None, dict(zip(signature.names, given, strict=True)))
 
   return run
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+  """Errors of onnxruntime as ours."""
+  try:
+    yield
+  except Exception as error:  # of any type: they have no base class of their own
+    raise ExportError(f'onnxruntime cannot run the ONNX model: {reason(error)}') from error

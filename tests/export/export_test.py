@@ -16,8 +16,9 @@ import pytest
 from dtp_jax import export
 from dtp_jax.files import read_safetensors, write_safetensors
 from dtp_jax.graph import shrink, trace
-from dtp_jax.models import CifarResNet
+from dtp_jax.models import CifarResNet, Decoder
 from dtp_jax.trees import flatten, nested
+from tests.export import accepted
 from tests.graph.agreement import random_masks
 from tests.graph.models import CASES, images, randomized
 
@@ -372,10 +373,20 @@ def test_onnx_without_jax2onnx_tells_the_commands(net, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def _decoder(scan):
+  model = Decoder(num_classes=11, width=8, depth=2, heads=4, kv_heads=2, hidden=12, scan=scan)
+  return model, np.arange(12).reshape(2, 6) % 11
+
+
 @pytest.mark.skipif(not _HAS_ONNX, reason='needs jax2onnx')
-def test_onnx_is_the_masked_network_in_onnxruntime(tmp_path):
+@pytest.mark.parametrize('name', ['convolutions', 'decoder', 'scanned decoder'])
+def test_onnx_is_the_masked_network_in_onnxruntime(name, tmp_path):
   onnxruntime = pytest.importorskip('onnxruntime')
-  module, x = CifarResNet(depth=8, width=8), images(2, 16, 16, 3)
+  module, x = {
+    'convolutions': lambda: (CifarResNet(depth=8, width=8), images(2, 16, 16, 3)),
+    'decoder': lambda: _decoder(False),
+    'scanned decoder': lambda: _decoder(True),
+  }[name]()
   variables = randomized(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
   graph = trace(module.apply, variables, x, train=False)
   hard = random_masks(graph, 2)
@@ -383,8 +394,21 @@ def test_onnx_is_the_masked_network_in_onnxruntime(tmp_path):
     tmp_path / 'slim', graph, variables, hard, (x,), kwargs={'train': False}, onnx=True
   )
   assert [check['batch'] for check in manifest['checks']['onnx']] == [2, 1]
+  assert manifest['notes'] == []
   session = onnxruntime.InferenceSession(tmp_path / 'slim' / 'model.onnx')
-  x = images(5, 16, 16, 3, seed=5)
-  (result,) = session.run(['output_0'], {'input_0': np.asarray(x)})
+  x = np.concatenate([x, x[::-1], x[:1]])
+  given = x.astype(manifest['inputs'][0]['dtype'])
+  (result,) = session.run(['output_0'], {'input_0': given})
   expected = masked(graph, variables, hard, x, train=False)
   np.testing.assert_allclose(result, expected, atol=1e-5 * np.max(np.abs(expected)), rtol=0)
+
+
+@pytest.mark.skipif(not _HAS_ONNX, reason='needs jax2onnx')
+def test_what_onnx_cannot_do_is_told_in_a_line(tmp_path):
+  case = accepted.cases()['a key']  # random floats are made of bits: no operator of ONNX yet
+  inputs = case.inputs(3)
+  graph = trace(case.fn, case.variables, *inputs)
+  hard = random_masks(graph, 2)
+  with pytest.raises(export.ExportError, match=r'onnxruntime cannot run .*BitCast'):
+    export.save_slim(tmp_path / 'slim', graph, case.variables, hard, inputs, onnx=True)
+  assert list(tmp_path.iterdir()) == []
