@@ -30,11 +30,11 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
       pieces[d] = fixed(taken[d], flow.reason(eqn))
   dead = [ANYTHING] * len(dims)
   for d, i in zip(batched, numbers.start_indices_batching_dims, strict=True):
-    dead[i] = table.dead[d]
+    dead[i] = table.dead[d].moved
   kept = [d for d in range(len(size)) if d not in (*rows, *batched)]
   for d, axis in zip(kept, numbers.offset_dims, strict=True):  # increasing, so each in its place
     dims.insert(axis, pieces[d])
-    dead.insert(axis, table.dead[d])
+    dead.insert(axis, table.dead[d] if pieces[d] is table.dims[d] else table.dead[d].moved)
     if table.fixed and table.makers(d) and pieces[d] is table.dims[d]:  # an embedding
       flow.productions.append((table.makers(d), table.dims[d]))
   return [Value(tuple(dims), tuple(dead), origin_of(ins))]

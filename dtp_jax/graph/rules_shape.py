@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dtp_jax.graph.bounds import POINT_ZERO
-from dtp_jax.graph.dead import NOTHING, STEADY, Dead, together
+from dtp_jax.graph.dead import FINITE, GIVEN, NOTHING, STEADY, Dead, together
 from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, is_one, segments, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
@@ -142,10 +142,13 @@ def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
   strides = eqn.params['strides'] or (1,) * len(starts)
   for d, size in enumerate(shape_of(eqn.outvars[0])):
+    if size == sizes[d]:
+      continue
     if strides[d] != 1:
-      value = value.with_dim(d, _every(flow, eqn, value.dims[d], starts[d], strides[d], size))
-    elif size != sizes[d]:
-      value = value.with_dim(d, window(flow, eqn, value.dims[d], starts[d], limits[d]))
+      part = _every(flow, eqn, value.dims[d], starts[d], strides[d], size)
+    else:
+      part = window(flow, eqn, value.dims[d], starts[d], limits[d])
+    value = value.with_dim(d, part).with_dead(d, value.dead[d].moved)
   return [value]
 
 
@@ -211,7 +214,9 @@ def generated(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Elements from nothing: fresh dims. Replay makes all of them and takes those that are kept."""
   sizes = shape_of(eqn.outvars[0])
   keys = [dim for value in ins for dim in value.dims]
-  return [plain([*keys, *(fresh(size) for size in sizes[len(keys) :])], CONSTANT)]
+  dims = (*keys, *(fresh(size) for size in sizes[len(keys) :]))
+  known = GIVEN if eqn.primitive.name == 'iota' else FINITE
+  return [Value(dims, (known,) * len(dims), CONSTANT)]
 
 
 @rule('dynamic_slice')

@@ -36,10 +36,6 @@ def shuffled(h):
 
 FREEZING = {
   'product': (lambda h: h * h.prod(-1, keepdims=True), 'reduce_prod over it'),
-  'positions in a norm': (
-    lambda h: jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h,
-    'reduce_sum over it',
-  ),
   'cumsum': (lambda h: jnp.cumsum(h, -1), 'cumsum runs along it'),
   'sort': (jnp.sort, 'sort runs along it'),
   'flip': (lambda h: h[:, ::-1], 'rev reverses it'),
@@ -71,6 +67,7 @@ def test_what_mixes_channels_freezes_them_and_is_named(name):
     shrink(graph, params, {})
 
 
+SINES = np.sin(np.outer(np.arange(1.0, 6.0), np.arange(1.0, 7.0))).astype(np.float32)
 PASSING = {
   'cumsum over the batch': lambda h: jnp.cumsum(h, 0),
   'where': lambda h: jnp.where(h > 0, h, 0.1 * h),
@@ -102,6 +99,15 @@ PASSING = {
     (h - h.mean(-1, keepdims=True)) / (h.std(-1, ddof=1, keepdims=True) + 1e-3)
   ),
   'centred twice': lambda h: jnp.cos(h - h.mean(0)[None]) - jnp.cos(h).mean(1, keepdims=True),
+  'positions in a norm': lambda h: (
+    jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h
+  ),
+  'captured sines in a norm': lambda h: (
+    jax.nn.standardize(h + jnp.take(SINES, jnp.arange(4), axis=0)) * h.max(1, keepdims=True)
+  ),
+  'part of a table in a norm': lambda h: jax.nn.standardize(
+    jax.jit(lambda h, table: jnp.sin(h) + table[1:5])(h, SINES)
+  ),
   'moments of a square': lambda h: h * jnp.exp(h[:, :, None] - h[:, None]).mean((1, 2))[:, None],
 }
 
