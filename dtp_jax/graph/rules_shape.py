@@ -60,7 +60,7 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   dead = [STEADY] * len(sizes)
   reason = flow.reason(eqn, ' that no product of its axes explains')
   for ins_axes, out_axes in runs:
-    inside = together(value.dead[d] for d in ins_axes)
+    inside = together(value.dead[d] for d in ins_axes if not frozen(value.dims[d]))
     outs = [fresh(sizes[d]) for d in out_axes]
     if len(ins_axes) == 1 and len(outs) == 1:
       outs = [value.dims[ins_axes[0]]]

@@ -42,7 +42,8 @@ FREEZING = {
   'stride': (lambda h: jnp.pad(h[:, ::4], ((0, 0), (0, 4))), 'slice with a stride'),
   'take': (lambda h: jnp.take(h, jnp.array([5, 1, 0, 2, 4, 3]), axis=1), 'gather looks up'),
   'gram': (lambda h: (h @ h.T) @ h, None),
-  'scatter': (lambda h: h.at[0].add(1.0), 'scatter-add (no rule for it)'),
+  'scatter': (lambda h: h.at[:, 0].add(1.0), 'scatter-add writes parts of it'),
+  'scatter of a function': (lambda h: h.at[0].apply(jnp.cos), 'scatter (no rule for it)'),
   'fft': (lambda h: jnp.fft.fft(h, axis=0).real, 'fft (no rule for it)'),
   'scan': (
     lambda h: jax.lax.scan(lambda c, _: (shuffled(c), None), h, None, 3)[0],
@@ -78,6 +79,11 @@ PASSING = {
   'roll of the batch': lambda h: jnp.roll(h, 1, axis=0),
   'dynamic slice': lambda h: jax.lax.dynamic_slice(h, (1, 0), (3, 6)),
   'dynamic update': lambda h: jax.lax.dynamic_update_slice(h, jnp.ones((1, 6)), (2, 0)),
+  'scatter': lambda h: h.at[1].set(-h[0]).at[2:].multiply(h[2:]),
+  'scatter a number': lambda h: h.at[0].add(1.0),
+  'scatter into rows of a batch': lambda h: jax.vmap(
+    lambda column, row: column.at[jnp.argmax(column)].min(row[0]), (1, 1), 1
+  )(h, h[0][None]),
   'scan': lambda h: jax.lax.scan(lambda c, _: (jnp.tanh(c), None), h, None, 3)[0],
   'scan over the batch': lambda h: jax.lax.map(lambda row: row * jnp.tanh(row), h),
   'cond': lambda h: jax.lax.cond(jnp.square(h).sum() > 1, jnp.tanh, lambda h: h * h, h),
