@@ -249,7 +249,8 @@ def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
   """Consecutive pieces of a dim; a dim that cannot be cut there freezes."""
   if not frozen(dim):
-    pieces = segments(dim, list(np.cumsum(lengths)[:-1].tolist()))
+    bounds = list(np.cumsum(lengths)[:-1].tolist())
+    pieces = segments(dim, bounds, flow.reason(eqn, ' cuts it'))
     if pieces is not None:
       return pieces
     freeze(dim, flow.reason(eqn, ' cuts it where it cannot be divided'))

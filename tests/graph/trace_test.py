@@ -144,6 +144,27 @@ def test_slices_and_gathers_divide_channels(name):
     assert_agreement(graph, params, (x,), {}, hard)
 
 
+ALONE = {
+  'a roll by one place ties every channel to its neighbour': (
+    lambda h: h * jnp.roll(h, 1, 1),
+    {('a:1', 1, 'mul of dims that do not line up: a single channel')},
+  ),
+  'every channel is taken by itself': (
+    lambda h: sum(h[:, i] for i in range(6))[:, None] * jnp.ones((1, 6)),
+    {('a:1', 6, 'slice cuts it: a single channel')},
+  ),
+}
+
+
+@pytest.mark.parametrize('name', ALONE)
+def test_single_channels_are_frozen_by_name(name):
+  middle, expected = ALONE[name]
+  fn, params, x = mlp_around(middle)
+  graph = trace(fn, params, x)
+  assert not graph.groups
+  assert expected <= {(group.name, group.size, group.reason) for group in graph.frozen}
+
+
 def test_static_slices_under_a_symbolic_batch():
   """There jax writes them as gathers from a constant place on."""
 
