@@ -137,7 +137,33 @@ _EQUIMO: dict[str, tuple[str, dict[str, Any]]] = {
       'head_dim': 8,
     },
   ),
-  'shvit': ('SHViT', {'dim': [32, 48], 'pdim': [8, 12], 'qk_dim': [8, 8], 'depths': [1, 1]}),
+  'iformer': (
+    'IFormer',
+    {
+      'in_channels': 3,
+      'modules': ['iformerblock', 'shmablock'],
+      'module_kwargs': [
+        {'kernel_size': 7, 'expand_ratio': 3.0},
+        {'num_heads': 1, 'head_dim_reduce_ratio': 2, 'attn_ratio': 1.0, 'ffn_ratio': 2.0},
+      ],
+      'downsamplers': ['iformerstem', 'convnormdownsampler'],
+      'downsampler_kwargs': [{}, {}],
+      'dims': [16, 32],
+      'depths': [1, 2],
+      'norm_layer': 'layernorm',
+    },
+  ),
+  'vssd': (
+    'Vssd',
+    {
+      'img_size': 32,
+      'in_channels': 3,
+      'dim': 16,
+      'd_state': 8,
+      'depths': [1, 1, 1, 1],
+      'num_heads': [2, 2, 4, 4],
+    },
+  ),
   'mlla': (
     'Mlla',
     {'img_size': 32, 'in_channels': 3, 'dim': 16, 'depths': [1, 1], 'num_heads': [2, 4]},
@@ -153,7 +179,7 @@ def _equimo(name: str) -> Callable[[], Model]:
     kind = getattr(equimo.models, kind)
     make = lambda: kind(**options, num_classes=10, key=jax.random.key(0))
     call = lambda module, x: module(x, key=jax.random.key(0))
-    size = 64 if name in ('convnext', 'lowformer', 'reduceformer', 'shvit') else 32
+    size = 64 if name in ('convnext', 'lowformer', 'reduceformer') else 32
     return _of(make, (images(2, 3, size, size),), call)
 
   return build

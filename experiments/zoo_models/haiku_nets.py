@@ -8,15 +8,19 @@ import jax
 from experiments.zoo_models.model import Model, images
 
 
-def _of(net: Callable[..., Any], inputs: tuple[Any, ...]) -> Model:
-  """A function of Haiku modules: parameters and state are its variables."""
+def _of(net: Callable[..., Any], inputs: tuple[Any, ...], **training: bool) -> Model:
+  """A function of Haiku modules: parameters and state are its variables.
+
+  With is_training=True it takes this flag, and makes its statistics when it is set.
+  """
   import haiku as hk
 
-  pure = hk.transform_with_state(net)
-  params, state = jax.eval_shape(pure.init, jax.random.key(0), *inputs)
+  pure, evaluation = hk.transform_with_state(net), dict.fromkeys(training, False)
+  init = lambda *inputs: pure.init(jax.random.key(0), *inputs, **training)
+  params, state = jax.eval_shape(init, *inputs)
 
   def fn(variables: Any, *inputs: Any) -> Any:
-    return pure.apply(variables['params'], variables['state'], None, *inputs)[0]
+    return pure.apply(variables['params'], variables['state'], None, *inputs, **evaluation)[0]
 
   return Model(fn, {'params': params, 'state': state}, inputs)
 
@@ -25,12 +29,12 @@ def _resnet(v2: bool) -> Callable[[], Model]:
   def build() -> Model:
     import haiku as hk
 
-    def net(x: Any) -> Any:
+    def net(x: Any, is_training: bool) -> Any:
       return hk.nets.ResNet(
         (1, 1, 1, 1), 10, resnet_v2=v2, bottleneck=v2, channels_per_group=(16, 24, 32, 48)
-      )(x, is_training=False)
+      )(x, is_training)
 
-    return _of(net, (images(2, 32, 32, 3),))
+    return _of(net, (images(2, 32, 32, 3),), is_training=True)
 
   return build
 
@@ -38,11 +42,11 @@ def _resnet(v2: bool) -> Callable[[], Model]:
 def _mobilenet() -> Model:
   import haiku as hk
 
-  def net(x: Any) -> Any:
+  def net(x: Any, is_training: bool) -> Any:
     strides, channels = (1, 2, 1, 2, 1), (16, 24, 32, 48, 64)
-    return hk.nets.MobileNetV1(strides, channels, num_classes=10)(x, is_training=False)
+    return hk.nets.MobileNetV1(strides, channels, num_classes=10)(x, is_training)
 
-  return _of(net, (images(2, 32, 32, 3),))
+  return _of(net, (images(2, 32, 32, 3),), is_training=True)
 
 
 def _lstm() -> Model:

@@ -36,7 +36,7 @@ def drawn(structs: Any, seed: int = 0) -> Any:
     if not jnp.issubdtype(struct.dtype, jnp.floating):
       return jnp.zeros(struct.shape, struct.dtype)
     normal = rng.normal(size=struct.shape)
-    if 'var' in path_name(keys).rsplit('/', 2)[-1]:
+    if 'var' in '/'.join(path_name(keys).split('/')[-2:]):
       values = 0.5 + np.abs(normal)
     elif len(struct.shape) < 2:
       values = 0.6 + 0.4 * normal
