@@ -1,4 +1,4 @@
-"""A zoo of networks of other libraries: how much of each can be pruned, and whether it comes out right.
+"""A zoo of networks of other libraries: how much of each can be pruned, and does it come out right.
 
   pip install 'dtp-jax[zoo]'
   python -m experiments.zoo --out=experiments/results/2026-11-28_zoo    all networks, two at a time
@@ -40,6 +40,8 @@ COLUMNS = (
   'trace_seconds', 'trace_mib', 'shrink_seconds', 'shrink_mib', 'seconds', 'frozen_macs',
   'frozen_params', 'error',
 )  # fmt: skip
+# Compiling is what most of the time goes to, and what is compiled runs once.
+_QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 Row = Mapping[str, str]
 
@@ -61,22 +63,25 @@ def shares(rows: Sequence[Row]) -> str:
   """What can be pruned, and whether it comes out right: a table in Markdown."""
   header = (
     'network', 'MACs', 'prunable', 'parameters', 'prunable', 'groups', 'half of the MACs',
-    'a quarter', 'half of the parameters', 'a quarter', 'slim against masked', 'exported, read back',
+    'a quarter', 'half of the parameters', 'a quarter', 'slim against masked',
+    'exported, read back',
   )  # fmt: skip
   lines = []
   for row in rows:
     exported = f'{row["export_difference"]}, {row["export_batch"]} batch'
-    lines.append([
-      row['model'],
-      _count(row['macs']),
-      _percent(row['prunable_macs']),
-      _count(row['params']),
-      _percent(row['prunable_params']),
-      row['groups'],
-      *(_percent(row[key]) for key in ('macs_50', 'macs_25', 'params_50', 'params_25')),
-      row['difference'],
-      exported if row['export_difference'] else 'no',
-    ])
+    lines.append(
+      [
+        row['model'],
+        _count(row['macs']),
+        _percent(row['prunable_macs']),
+        _count(row['params']),
+        _percent(row['prunable_params']),
+        row['groups'],
+        *(_percent(row[key]) for key in ('macs_50', 'macs_25', 'params_50', 'params_25')),
+        row['difference'],
+        exported if row['export_difference'] else 'no',
+      ]
+    )
   return _table(header, lines)
 
 
@@ -123,7 +128,9 @@ def measured(name: str, limit: int) -> dict[str, str]:
 def _run(arguments: list[str], limit: int) -> tuple[list[dict[str, Any]], str, float]:
   """The JSON lines that a process of this file printed, what went wrong, and its seconds."""
   command = [sys.executable, '-m', 'experiments.zoo', *arguments]
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
+  flags = f'{os.environ.get("XLA_FLAGS", "")} {_QUICK}'
+  own = {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore', 'XLA_FLAGS': flags}
+  environment = {**os.environ, **own}
   start, error = os.times().elapsed, ''
   try:
     done = subprocess.run(command, capture_output=True, timeout=limit, env=environment, check=False)

@@ -106,7 +106,7 @@ class Frame:
     return _bind(eqn, self.scope, self.kept, args, dead)[0]
 
   def _reduce(self, eqn: Any, dead: Axes) -> Any:
-    """A reduction of kept channels and of the dead: of one, as often as there are, if all are it."""
+    """A reduction of kept channels and of the dead, or of one of these as often as there are."""
     (var,), name = eqn.invars, eqn.primitive.name
     value, sizes = self.scope.value(var), tuple(var.aval.shape)
     matter = (Kind.GIVEN, Kind.COMMON, *([] if name == 'reduce_sum' else [Kind.ZERO]))

@@ -78,7 +78,9 @@ def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
 
   structs, float_ins = [_struct(v) for v in eqn.invars], [ins[i] for i in floats]
   is_jvp = eqn.primitive.name == 'custom_jvp_call'
-  given = [structs[i] for i in floats] if is_jvp else [_struct(v) for v in eqn.outvars if is_float(v)]
+  given = (
+    [structs[i] for i in floats] if is_jvp else [_struct(v) for v in eqn.outvars if is_float(v)]
+  )
   try:
     jaxpr = jax.make_jaxpr(jvp if is_jvp else vjp)(structs, given)
   except Exception as error:  # of any type: it comes from the function's own derivative

@@ -36,18 +36,20 @@ def _convolutions() -> Model:
 
   def make() -> Any:
     a, b, c, d = jax.random.split(jax.random.key(0), 4)
-    return eqx.nn.Sequential([
-      eqx.nn.Conv2d(3, 16, 3, stride=2, padding=1, key=a),
-      eqx.nn.GroupNorm(4, 16),
-      eqx.nn.Lambda(jax.nn.silu),
-      eqx.nn.Conv2d(16, 16, 3, padding=1, groups=16, key=b),
-      eqx.nn.Conv2d(16, 32, 1, key=c),
-      eqx.nn.GroupNorm(4, 32),
-      eqx.nn.Lambda(jax.nn.silu),
-      eqx.nn.MaxPool2d(2, 2),
-      eqx.nn.Lambda(lambda x: x.mean((1, 2))),
-      eqx.nn.Linear(32, 10, key=d),
-    ])
+    return eqx.nn.Sequential(
+      [
+        eqx.nn.Conv2d(3, 16, 3, stride=2, padding=1, key=a),
+        eqx.nn.GroupNorm(4, 16),
+        eqx.nn.Lambda(jax.nn.silu),
+        eqx.nn.Conv2d(16, 16, 3, padding=1, groups=16, key=b),
+        eqx.nn.Conv2d(16, 32, 1, key=c),
+        eqx.nn.GroupNorm(4, 32),
+        eqx.nn.Lambda(jax.nn.silu),
+        eqx.nn.MaxPool2d(2, 2),
+        eqx.nn.Lambda(lambda x: x.mean((1, 2))),
+        eqx.nn.Linear(32, 10, key=d),
+      ]
+    )
 
   return _of(make, (images(2, 3, 16, 16),))
 

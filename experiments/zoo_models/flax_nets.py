@@ -1,4 +1,4 @@
-"""Linen and NNX in the manner of flax's examples, layers under scan, and the networks of dtp_jax."""
+"""Linen and NNX in the manner of flax's examples, layers under scan, the networks of dtp_jax."""
 
 from collections.abc import Callable
 from typing import Any

@@ -27,8 +27,8 @@ class Model(NamedTuple):
 def drawn(structs: Any, seed: int = 0) -> Any:
   """Random arrays of the given shapes with nothing special in them: no zeros, no ones.
 
-  Kernels are scaled by their first axes, so that activations stay moderate; what is named a variance
-  is positive.
+  Kernels are scaled by their first axes, so that activations stay moderate; what is named a
+  variance is positive.
   """
   rng = np.random.default_rng(seed)
 
@@ -53,5 +53,5 @@ def images(*shape: int) -> np.ndarray:
 
 
 def tokens(*shape: int, below: int = 96) -> np.ndarray:
-  """Random token numbers, from 3 on: the lower ones are padding, begin and end in most vocabularies."""
+  """Random token numbers from 3 on: lower ones are padding, begin and end in many vocabularies."""
   return np.random.default_rng(2).integers(3, below, shape).astype(np.int32)

@@ -6,6 +6,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.ode import odeint
 
 from dtp_jax.graph import shrink, trace
 from tests.graph import convnets
@@ -105,9 +106,7 @@ PASSING = {
     (h - h.mean(-1, keepdims=True)) / (h.std(-1, ddof=1, keepdims=True) + 1e-3)
   ),
   'centred twice': lambda h: jnp.cos(h - h.mean(0)[None]) - jnp.cos(h).mean(1, keepdims=True),
-  'positions in a norm': lambda h: (
-    jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h
-  ),
+  'positions in a norm': lambda h: jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h,
   'captured sines in a norm': lambda h: (
     jax.nn.standardize(h + jnp.take(SINES, jnp.arange(4), axis=0)) * h.max(1, keepdims=True)
   ),
@@ -142,6 +141,67 @@ def test_slices_and_gathers_divide_channels(name):
   assert sum(group.size for group in graph.groups.values()) == channels
   for hard in (random_masks(graph, 0), one_left(graph)):
     assert_agreement(graph, params, (x,), {}, hard)
+
+
+def test_tables_that_are_looked_up_side_by_side():
+  """A gather with a batch of tables: their axis and their columns are groups, not their rows."""
+
+  def fn(w, x):
+    rows = jax.vmap(lambda table, places: table[places])(w['tables'], PLACES)
+    return jnp.einsum('bc,tpc,tc->bt', x @ w['a'], jnp.tanh(rows), w['b']) @ w['c']
+
+  params = weights(tables=(3, 5, 6), a=(4, 6), b=(3, 6), c=(3, 2))
+  graph = trace(fn, params, images(2, 4))
+  assert sorted(graph.sizes.values()) == [3, 6]
+  assert 'gather looks up rows' in frozen_reasons(graph)['tables:1']
+  for hard in (random_masks(graph, 0), one_left(graph)):
+    assert_agreement(graph, params, (images(2, 4),), {}, hard)
+
+
+PLACES = np.array([[0, 2], [4, 4], [1, 3]])
+
+
+@pytest.mark.parametrize('spacing', [1, 3])
+def test_an_ode_solver_keeps_its_channels_and_its_derivative(spacing):
+  """A loop of adaptive steps with a hand-written derivative, which closes over its coefficients."""
+
+  def fn(w, x):
+    times = jnp.linspace(0.0, 0.5, 1 + spacing)
+    states = odeint(lambda y, t, k: jnp.tanh(y @ k), jnp.tanh(x @ w['a']), times, w['again'])
+    return states[-1] @ w['b']
+
+  params, x = weights(a=(3, 6), again=(6, 6), b=(6, 2)), images(4, 3)
+  graph = trace(fn, params, x)
+  assert list(graph.groups) == ['a']
+  assert_agreement(graph, params, (x,), {}, {'a': np.array([0, 1, 1, 0, 0, 1])}, scale=1e-4)
+
+
+def test_what_cannot_be_differentiated_is_traced_and_says_so_when_it_is():
+  @jax.custom_vjp
+  def forward_only(h):
+    return jnp.sin(h)
+
+  def refuse(*_):
+    raise NotImplementedError('no derivative was written')
+
+  forward_only.defvjp(lambda h: (jnp.sin(h), ()), refuse)
+  fn, params, x = mlp_around(forward_only)
+  graph = trace(fn, params, x)
+  hard = random_masks(graph, 0)
+  slim = assert_agreement(graph, params, (x,), {}, hard, grads=False)
+  with pytest.raises(NotImplementedError, match='no derivative was written'):
+    jax.grad(lambda v: slim.apply(v, x).sum())(slim.variables)
+
+  def closing_over(w, x):
+    scaled = jax.custom_vjp(lambda h: h * w['a'].sum())
+    scaled.defvjp(lambda h: (scaled(h), ()), lambda _, g: (g,))
+    return jnp.sin(scaled(x @ w['b'])) @ w['c']
+
+  params = weights(a=(3,), b=(3, 6), c=(6, 2))
+  graph = trace(closing_over, params, x)
+  slim = assert_agreement(graph, params, (x,), {}, random_masks(graph, 0), grads=False)
+  with pytest.raises(TypeError, match='no derivative by the values it has closed over'):
+    jax.grad(lambda v: slim.apply(v, x).sum())(slim.variables)
 
 
 ALONE = {
