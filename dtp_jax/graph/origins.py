@@ -31,7 +31,7 @@ REDUCTIONS = ('reduce_sum', 'reduce_max', 'reduce_min')
 PLAIN_CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'composite', 'eval_jaxpr')
 FOLLOWED = frozenset((
   *ELEMENTWISE, *REDUCTIONS, 'broadcast_in_dim', 'transpose', 'squeeze', 'reshape', 'slice',
-  'gather', 'iota',
+  'dynamic_slice', 'gather', 'concatenate', 'iota',
 ))  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def origins(eqn: Any, axis: int) -> list[int | None]:
   Args:
     eqn: an equation of one of the primitives `FOLLOWED`.
     axis: an axis of its result, not of size 1; one that is taken whole, if of a reshape, a slice or
-      a gather.
+      a gather, and none along which operands are concatenated.
   """
   match eqn.primitive.name:
     case 'broadcast_in_dim':
@@ -49,6 +49,8 @@ def origins(eqn: Any, axis: int) -> list[int | None]:
       found = places.index(axis) if axis in places else None
     case 'transpose':
       found = eqn.params['permutation'][axis]
+    case 'dynamic_slice':
+      found = axis
     case 'squeeze':
       found = _behind(axis, eqn.params['dimensions'])
     case 'reduce_sum' | 'reduce_max' | 'reduce_min':

@@ -224,7 +224,8 @@ def _resized(
     case 'gather':
       return {'slice_sizes': _gathered(eqn, ins, kept, args[0])}
     case 'dynamic_slice':
-      return {'slice_sizes': sizes(ins[0].dims, params['slice_sizes'])}
+      pairs = zip(ins[0].dims, params['slice_sizes'], args[0].shape, strict=True)
+      return {'slice_sizes': tuple(n if pruned(dim, kept) else part for dim, part, n in pairs)}
     case 'split':
       return {'sizes': sizes([out.dims[params['axis']] for out in outs], params['sizes'])}
     case 'slice':  # ends move to the number of kept positions before them

@@ -101,6 +101,7 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   dims = flow.unify(eqn, [v.with_dim(axis, UNIT) for v in ins])
   dims[axis] = parts
   dead = [together(_undecided(ins, d)) for d in range(len(dims))]
+  dead[axis] = dead[axis].moved
   return [Value(tuple(dims), tuple(dead), origin_of(ins))]
 
 

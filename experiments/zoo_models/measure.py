@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import dtp_jax as dtp
-from dtp_jax.export import load_slim, save_slim
+from dtp_jax.export import save_slim
 from dtp_jax.export.checks import agreement
 from dtp_jax.files import write_npz
 from dtp_jax.graph import Graph, Slim
@@ -21,11 +21,10 @@ from experiments.zoo_models import MODELS, drawn
 KEEPS = (0.5, 0.25)
 UNITS = ('macs', 'params')
 _PACKAGES = {'haiku': 'dm-haiku', 'nnx': 'flax'}
-_ARRAYS = 'arrays.npz'
 
 
 def measure(name: str, scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Measures a network, and exports it to `scratch` for `reload`.
+  """Measures a network; writes its export to `scratch`, inputs and masked outputs beside it.
 
   Yields:
     Parts of its row, as they are known; `stage` says what is being done.
@@ -63,20 +62,8 @@ def measure(name: str, scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
   outputs = jax.jit(model.fn)(graph.apply_masks(variables, hard), *model.inputs)
   given = {f'input_{i}': array for i, array in enumerate(model.inputs)}
   expected = {f'output_{i}': np.asarray(x) for i, x in enumerate(jax.tree.leaves(outputs))}
-  write_npz(scratch / _ARRAYS, {**given, **expected})
+  write_npz(scratch / 'arrays.npz', {**given, **expected})
   yield {'stage': ''}
-
-
-def reload(scratch: pathlib.Path) -> float:
-  """How far the program that `measure` wrote is from the masked network, relative.
-
-  It is meant for a process of its own, in which no library of the network is imported.
-  """
-  with np.load(scratch / _ARRAYS) as arrays:
-    inputs = [arrays[name] for name in arrays if name.startswith('input')]
-    expected = [arrays[name] for name in arrays if name.startswith('output')]
-  found = jax.tree.leaves(load_slim(scratch / 'slim')(*inputs))
-  return agreement([np.asarray(array) for array in found], expected).relative
 
 
 def _library(name: str) -> str:

@@ -113,6 +113,12 @@ PASSING = {
   'part of a table in a norm': lambda h: jax.nn.standardize(
     jax.jit(lambda h, table: jnp.sin(h) + table[1:5])(h, SINES)
   ),
+  'sines beside a token in a norm': lambda h: jax.nn.standardize(
+    jnp.concatenate([2 * h[:1], jnp.sin(h[1:]) + SINES[:3]])
+  ),
+  'a window of sines in a norm': lambda h: jax.nn.standardize(
+    h + jax.lax.dynamic_slice(SINES, (jnp.argmax(h.sum(1)) // 3, 0), (4, 6))
+  ),
   'moments of a square': lambda h: h * jnp.exp(h[:, :, None] - h[:, None]).mean((1, 2))[:, None],
 }
 
