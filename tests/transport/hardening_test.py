@@ -51,13 +51,13 @@ def _by_adam(key, steps):
   return jax.lax.scan(step, (zeros, tx.init(zeros)), jax.random.split(key, steps))[1]
 
 
-# Scores by step, and the spread of their mean over the steps as the docstring has it.
+# Scores by step, the spread of their mean over the steps and its growth, as the docstring has them.
 KINDS = {
-  'constant': (_constant, lambda steps: 0.3),
-  'noisy': (_noisy, lambda steps: np.sqrt(0.3**2 + 0.9**2 / steps)),
-  'wandering': (_wandering, lambda steps: RATE * np.sqrt(steps / 3)),
-  'steady': (_steady, lambda steps: RATE * steps / 2),
-  'by Adam': (_by_adam, lambda steps: RATE * np.sqrt(steps / 3)),
+  'constant': (_constant, lambda steps: 0.3, 1.0),
+  'noisy': (_noisy, lambda steps: np.sqrt(0.3**2 + 0.9**2 / steps), 1.0),
+  'wandering': (_wandering, lambda steps: RATE * np.sqrt(steps / 3), 1.5),
+  'steady': (_steady, lambda steps: RATE * steps / 2, 2.0),
+  'by Adam': (_by_adam, lambda steps: RATE * np.sqrt(steps / 3), 1.5),
 }
 
 
@@ -77,14 +77,15 @@ def _softness(key, epsilon, kind, steps, projection):
 @pytest.mark.parametrize('steps', LENGTHS)
 @pytest.mark.parametrize('kind', KINDS)
 def test_it_hardens_at_the_chosen_step(kind, steps):
-  epsilon = hardening_epsilon(steps, keep=KEEP, spread=KINDS[kind][1](steps), softness=LEVEL)
+  _, spread, growth = KINDS[kind]
+  epsilon = hardening_epsilon(steps, keep=KEEP, spread=spread(steps), growth=growth, softness=LEVEL)
   found = _softness(jax.random.key(steps), epsilon, kind, steps, 'sinkhorn')
   hard_at = 1 + int(np.argmax(np.asarray(found) < LEVEL))
   assert abs(hard_at - steps) <= TOLERANCE * steps, (hard_at, steps)
 
 
-def test_the_exact_projection_hardens_at_the_same_step():
-  epsilon = hardening_epsilon(100, keep=KEEP, spread=0.3, softness=LEVEL)
+def test_the_exact_projection_hardens_at_the_chosen_step_too():
+  epsilon = hardening_epsilon(100, keep=KEEP, spread=0.3, softness=LEVEL, projection='exact')
   found = _softness(jax.random.key(7), epsilon, 'constant', 100, 'exact')
   assert abs(int(np.argmax(np.asarray(found) < LEVEL)) - 100) <= 15
 
@@ -95,7 +96,7 @@ def test_the_softness_is_that_of_the_plan_of_normal_scores(keep):
   n = 4001
   scores = jax.scipy.special.ndtri((jnp.arange(n) + 0.5) / n)
   for level, within in ((keep * (1 - keep), 0.05), (0.1 * keep * (1 - keep), 0.01)):
-    epsilon = hardening_epsilon(1, keep=keep, spread=1.0, softness=level)
+    epsilon = hardening_epsilon(1, keep=keep, spread=1.0, softness=level, projection='exact')
     mask = transport.soft_topk(scores, keep=keep, epsilon=epsilon)
     np.testing.assert_allclose(transport.softness(mask), level, rtol=within)
 
@@ -105,7 +106,7 @@ def test_the_papers_preset_hardens_about_when_it_was_to(steps):
   """Scores that Adam trains through the mask along noise: the docstring has 0.65 T to T."""
   weights = {'w': jnp.ones((100, 100))}
   epsilon = hardening_epsilon(
-    steps, keep=KEEP, spread=2 * RATE * np.sqrt(steps / 3), softness=LEVEL
+    steps, keep=KEEP, spread=2 * RATE * np.sqrt(steps / 3), growth=1.5, softness=LEVEL
   )
   pruner = dtp.transportation(
     dtp.weights(weights), dtp.Budget(KEEP), steps=steps, preset='paper', epsilon=epsilon
@@ -141,7 +142,9 @@ def test_the_papers_preset_hardens_about_when_it_was_to(steps):
     (2.5, {}, ['steps is 2.5', 'an integer']),
     (10, {'keep': 1.0}, ['keep is 1.0', '(0, 1)']),
     (10, {'spread': 0.0}, ['spread is 0.0', '> 0']),
+    (10, {'growth': -1.0}, ['growth is -1.0', '>= 0']),
     (10, {'softness': 0.2}, ['softness is 0.2', '(0, 0.09]']),
+    (10, {'projection': 'near'}, ["'near'", 'sinkhorn', 'exact']),
   ],
 )
 def test_what_is_out_of_range_is_refused(steps, options, words):
