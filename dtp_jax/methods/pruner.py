@@ -22,8 +22,10 @@ __all__ = [
   'Rule',
   'Schedule',
   'Start',
+  'as_state',
   'at_rest',
   'bundle',
+  'from_magnitudes',
   'keep_at',
   'standardised',
 ]
@@ -252,6 +254,16 @@ def at_rest(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, A
   """A start that knows nothing: scores 0, and the log-odds of the uniform plan."""
   rest = {name: transport.init(x) for name, x in magnitudes.items()}
   return rest, rest
+
+
+def from_magnitudes(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+  """A start without scores, ranked by the magnitudes."""
+  return {}, {name: as_state(x) for name, x in magnitudes.items()}
+
+
+def as_state(ranking: Array) -> Array:
+  """The ranking to harden by, as the float32 state (float64 stays)."""
+  return jax.lax.stop_gradient(ranking).astype(jnp.promote_types(ranking.dtype, jnp.float32))
 
 
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:

@@ -8,12 +8,12 @@ from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import mean_gradient
-from dtp_jax.methods.pruner import Moment, Pruner, bundle
+from dtp_jax.methods.pruner import Moment, Pruner, as_state, at_rest, bundle, from_magnitudes
 from dtp_jax.methods.ramp import check_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.methods.restarting import with_dense_gradient
 from dtp_jax.prunable import Prunable
-from dtp_jax.transport import hard_topk, init
+from dtp_jax.transport import hard_topk
 
 __all__ = ['acdc', 'rigl']
 
@@ -53,11 +53,11 @@ def acdc(elements: Prunable, budget: Budget, *, steps: int, cycles: int = 8) -> 
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     goes_on = sparse(now.step) & sparse(now.step - 1)
-    ranking = jnp.where(goes_on, now.state, lax.stop_gradient(now.magnitudes))
+    ranking = jnp.where(goes_on, now.state, as_state(now.magnitudes))
     mask = problem.hard(ranking) | ~sparse(now.step)
-    return mask.astype(now.magnitudes.dtype), ranking.astype(now.state.dtype)
+    return mask.astype(now.magnitudes.dtype), ranking
 
-  pruner = bundle(elements, budget, start=lambda x: ({}, _like_state(x)), rule=rule)
+  pruner = bundle(elements, budget, start=from_magnitudes, rule=rule)
   return pruner._replace(restarts=True)
 
 
@@ -112,7 +112,7 @@ def rigl(
   period, end = max(1, round(every * steps)), max(1, round(until * steps))
 
   def start(magnitudes: Named) -> tuple[Named, Named]:
-    return {name: init(x) for name, x in magnitudes.items()}, _like_state(magnitudes)
+    return at_rest(magnitudes)[0], from_magnitudes(magnitudes)[1]
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     kept = problem.hard(now.state)
@@ -127,9 +127,12 @@ def rigl(
     probe = now.scores - gradient  # 0, with the gradient of the masks
     return kept.astype(probe.dtype) + probe, following
 
-  dense = with_dense_gradient(elements)
-  pruner = bundle(dense, budget, start=start, rule=rule)
-  return pruner._replace(score_optimizer=mean_gradient(decay), restarts=True)
+  pruner = bundle(elements, budget, start=start, rule=rule)
+  return pruner._replace(
+    elements=with_dense_gradient(pruner.elements),
+    score_optimizer=mean_gradient(decay),
+    restarts=True,
+  )
 
 
 def _moved(kept: Array, size: Array, growth: Array, share: Array) -> Array:
@@ -151,11 +154,6 @@ def _phases(steps: int, cycles: int) -> list[int]:
   units = [*range(2, 2 * cycles), 2 * cycles + 1]
   # The last phase is sparse, and has a step in the shortest soft stage.
   return [min(round(u * steps / (2 * cycles + 4)), steps - 1) for u in units]
-
-
-def _like_state(magnitudes: Named) -> Named:
-  """Magnitudes as the float32 state (float64 stays)."""
-  return {name: x.astype(init(x).dtype) for name, x in magnitudes.items()}
 
 
 def _refuse_channels(elements: object, name: str) -> None:
