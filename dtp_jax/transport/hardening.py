@@ -41,6 +41,12 @@ def hardening_epsilon(
     rate r moves them along gradients that are noise: r sqrt(T / 3), growth 1.5;
   - scores that start at 0 and move steadily: half of their last standard deviation, growth 2.
 
+  Scores that Adam trains through the mask (`preset='paper'`) move faster near the threshold, where
+  the mask has the largest derivative, and leave it. Along gradients that are noise, with growth 1.5
+  and twice the spread, 2 r sqrt(T / 3), the mask was hard after 0.53 T to 0.58 T at keep 0.02, 0.73
+  T to 0.79 T at 0.1 and 0.88 T to 0.94 T at 0.3, for T from 100 to 1000 (measured). Gradients that
+  agree from step to step harden it sooner.
+
   >>> one, ten = (
   ...   hardening_epsilon(t, keep=0.1, spread=1.0, projection='exact') for t in (100, 1000)
   ... )
