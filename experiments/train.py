@@ -11,7 +11,8 @@ with the exit status 143: the same command goes on from there.
 
 Several processes train one network when each is started with --coordinator=HOST:PORT of the first,
 --num_processes and --process_id, or with --coordinator=auto where JAX finds the others by itself
-(Cloud TPU, GKE, SLURM). The workdir lies on a disk that all of them share.
+(Cloud TPU, GKE, SLURM). The workdir lies on a disk that all of them share. When one is lost, the
+others end with an error, at the latest --lost_after seconds later.
 """
 
 import sys
@@ -33,6 +34,9 @@ flags.DEFINE_string('compilation_cache', None, 'Folder of what XLA compiled; see
 flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0 of several, or auto.')
 flags.DEFINE_integer('num_processes', None, 'Processes of the job.', lower_bound=1)
 flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.', lower_bound=0)
+flags.DEFINE_integer(
+  'lost_after', 60, 'Seconds of silence after which a process is lost.', lower_bound=1
+)
 FLAGS = flags.FLAGS
 
 
@@ -41,7 +45,8 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
-    hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    job = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    hosts.start(*job, lost_after=FLAGS.lost_after)
   except ValueError as error:
     sys.exit(str(error))
   with hosts.ending_together():

@@ -21,6 +21,7 @@ from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import PLATFORMS, stablehlo
 from dtp_jax.files import write_checksums, write_json, write_safetensors
 from dtp_jax.graph import Graph, Norms, Slim, shrink
+from dtp_jax.train.lock import locked
 from dtp_jax.trees import flatten
 
 __all__ = ['save_slim']
@@ -46,7 +47,9 @@ def save_slim(
 
   The folder holds variables.safetensors, kept.json, stablehlo.bin, manifest.json, perhaps
   model.onnx, and SHA256SUMS of them. It appears whole, after what was written has been read back
-  and run, on the CPU, at two batch sizes; where anything fails, nothing of it is left.
+  and run, on the CPU, at two batch sizes; where anything fails, nothing of it is left. Killed in
+  the moment between the old model and the new, it leaves the old one beside its place, in
+  .NAME.old, and the next call for that folder puts it back first.
 
   Args:
     folder: new folder.
@@ -73,21 +76,21 @@ def save_slim(
   Raises:
     ExportError: a difference over the tolerance, with the figures; or jax or jax2onnx refuse.
     FileExistsError: there is something in the folder.
+    LockedError: another process writes to it.
     ImportError: ONNX without what it needs, with the commands to install it.
     TypeError, ValueError: inputs without a batch, variables or masks unlike the graph's.
   """
-  folder, kwargs = pathlib.Path(folder), dict(kwargs or {})
-  _check_free(folder, overwrite)
-  if onnx:
-    onnx_file.check_installed()
-  signature, slim = Signature.of(inputs), shrink(graph, variables, hard, norms=norms)
-  batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
-  masks = load.masks_of(slim.kept, graph.sizes)
-  references = masked = Reference.of_masked(graph, variables, masks, batches, kwargs)
-  if norms == 'refit':
-    references = Reference.of_slim(slim, batches, kwargs)
-  tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
-  with _whole(folder) as temporary:
+  folder, kwargs = pathlib.Path(folder).absolute(), dict(kwargs or {})
+  with _place(folder, overwrite) as temporary:
+    if onnx:
+      onnx_file.check_installed()
+    signature, slim = Signature.of(inputs), shrink(graph, variables, hard, norms=norms)
+    batches = {n: signature.resized(n) for n in (signature.batch, 1 if signature.batch > 1 else 2)}
+    masks = load.masks_of(slim.kept, graph.sizes)
+    references = masked = Reference.of_masked(graph, variables, masks, batches, kwargs)
+    if norms == 'refit':
+      references = Reference.of_slim(slim, batches, kwargs)
+    tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
     written = _write_data(temporary, graph, slim, signature, kwargs)
     checks = {'stablehlo': [r.check('StableHLO', written, tolerance) for r in references]}
     if onnx:
@@ -136,20 +139,37 @@ def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder to write in, which takes its place when all went well and goes away if not."""
-  folder = folder.absolute()
-  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-  replaced = temporary.with_suffix('.old')
-  temporary.mkdir(parents=True)
-  try:
-    yield temporary
-    if folder.exists():
-      folder.replace(replaced)
-    temporary.replace(folder)
-  finally:
-    for leftover in (temporary, replaced):
-      shutil.rmtree(leftover, ignore_errors=True)
+def _place(folder: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+  """A folder to write in, which takes its place when all went well and goes away if not.
+
+  The lock is held for as long: what lies beside the place was left by an export that was killed.
+  """
+  with locked(folder.parent, f'.{folder.name}.lock'):
+    _tidy(folder)
+    _check_free(folder, overwrite)
+    temporary, replaced = _beside(folder)
+    temporary.mkdir()
+    try:
+      yield temporary
+      if folder.exists():
+        folder.replace(replaced)
+      temporary.replace(folder)
+    finally:
+      _tidy(folder)
+
+
+def _tidy(folder: pathlib.Path) -> None:
+  """Removes what lies beside a place; a model that was about to be replaced is put back first."""
+  temporary, replaced = _beside(folder)
+  shutil.rmtree(temporary, ignore_errors=True)
+  if replaced.exists() and not folder.exists():
+    replaced.replace(folder)
+  shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _beside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where a model is written, and where the one that it replaces waits for its place."""
+  return folder.with_name(f'.{folder.name}.tmp'), folder.with_name(f'.{folder.name}.old')
 
 
 def _versions(onnx: bool) -> dict[str, str]:
