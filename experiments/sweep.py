@@ -17,7 +17,6 @@ import inspect
 import runpy
 import sys
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 
 import tqdm
 from absl import app, flags
@@ -82,11 +81,6 @@ def main(argv: list[str]) -> None:
   except preemption.PreemptedError as error:
     print(error, file=sys.stderr)
     sys.exit(preemption.STATUS)
-  except BrokenProcessPool:
-    sys.exit(
-      'A process of the sweep was killed; where memory is short, as by the system: use fewer '
-      '--processes. The same command goes on from the last checkpoints.'
-    )
   except (ValueError, AttributeError, OSError, ImportError, LockedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   failed = sum(outcome.status == 'failed' for outcome in outcomes)

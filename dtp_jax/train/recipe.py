@@ -65,6 +65,8 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   elements = _placed(build_elements(config, model, variables, inputs), mesh)
   pruner = build_pruner(config, elements, stages)
   weights = build_optimizer(config, stages)
+  if pruner.restarts:
+    weights = methods.restarting(weights, pruner.apply_masks)
   # Adam, since its step is free of the scale of the scores.
   scores = pruner.score_optimizer or optax.adam(config.optimizer.score_learning_rate)
   optimizers = {'params': weights, 'scores': scores}

@@ -108,7 +108,7 @@ def run_all(
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
     LockedError: another job works in the folder.
     PreemptedError: on SIGTERM, when the runs under way have their checkpoints.
-    BrokenProcessPool: one of the processes was killed.
+    ChildProcessError: one of the processes was killed.
   """
   if jax.distributed.is_initialized():
     raise ValueError(
@@ -157,7 +157,10 @@ def _run_all(
   except BrokenProcessPool as error:
     if preemption.noticed():  # so were they, and have ended
       raise _preempted(outcomes, runs) from error
-    raise
+    raise ChildProcessError(
+      'one of the processes was killed; where memory is short, as by the system: run fewer at a '
+      'time (--processes). The same command goes on from the last checkpoints.'
+    ) from error
   finally:
     pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
   return [outcomes[run.name] for run in runs]

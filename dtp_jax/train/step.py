@@ -117,8 +117,8 @@ def train_step(
   (grads,) = pull_back(grads)
   opt_state = dict(state.opt_state)
   for name in learned:
-    tx = recipe.optimizers[name]
-    updates, opt_state[name] = tx.update(grads[name], opt_state[name], trained[name])
+    update = optax.with_extra_args_support(recipe.optimizers[name]).update
+    updates, opt_state[name] = update(grads[name], opt_state[name], trained[name], masks=masks)
     trained[name] = optax.apply_updates(trained[name], updates)
   following = {
     'batch_stats': batch_stats,

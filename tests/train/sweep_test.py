@@ -198,6 +198,17 @@ def test_a_workdir_of_another_sweep_is_refused_before_anything_runs(swept):
   assert not (workdir / 'new').exists()
 
 
+@pytest.mark.once
+def test_baselines_side_by_side_end_as_one_after_the_other(finished, tmp_path):
+  _, summaries = finished
+  runs = sweep.with_baselines(tiny_config())
+  outcomes = runner.run_all(runs, tmp_path, processes=2)
+  assert {o.status for o in outcomes} == {'finished'}
+  for run in runs:
+    ours = read_json(tmp_path / run.name / 'summary.json')
+    assert {**ours, 'seconds': 0} == {**summaries[run.name], 'seconds': 0}
+
+
 def test_the_first_table_has_the_cells_it_says():
   names = [name for name, _ in first_table.get_sweep()]
   assert len(names) == 2 * 3 * (len(grid.weights_rows()) + len(grid.channels_rows()))
