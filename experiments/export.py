@@ -18,6 +18,7 @@ from absl import app, flags, logging
 
 from dtp_jax import export
 from dtp_jax.export import run as slim
+from dtp_jax.train.lock import LockedError
 
 flags.DEFINE_string('out', None, 'Folder for the slim model; default WORKDIR/slim.')
 flags.DEFINE_bool('onnx', False, 'Also write model.onnx.')
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     run = slim.load_run(argv[1])
     options = {'norms': FLAGS.norms, 'onnx': FLAGS.onnx, 'overwrite': overwrite}
     manifest = slim.save(run, out, **options)
-  except (ValueError, TypeError, OSError, ImportError, export.ExportError) as error:
+  except (ValueError, TypeError, OSError, ImportError, export.ExportError, LockedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   for name, cost in manifest['costs'].items():
     share = 100 * cost['slim'] / cost['dense']

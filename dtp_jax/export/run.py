@@ -3,7 +3,6 @@
 import functools
 import math
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -132,7 +131,7 @@ def save(
     The manifest.
 
   Raises:
-    ExportError, FileExistsError, ImportError: see `dtp_jax.export.save_slim`.
+    ExportError, FileExistsError, ImportError, LockedError: see `dtp_jax.export.save_slim`.
   """
   return export.save_slim(
     folder,
@@ -167,8 +166,6 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
   workdir = pathlib.Path(workdir)
   if (workdir / 'slim.json').exists():
     return read_json(workdir / 'slim.json')
-  for leftover in workdir.glob('.slim.*'):  # of exports that were killed
-    shutil.rmtree(leftover, ignore_errors=True)
   run = load_run(workdir)
   manifest = save(run, workdir / 'slim', overwrite=True)
   inputs, apply = run.data.inputs(batch_size), build_model(run.config, run.data.num_classes).apply

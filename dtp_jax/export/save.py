@@ -21,6 +21,7 @@ from dtp_jax.export.settle import Settled, settle
 from dtp_jax.export.stablehlo import PLATFORMS
 from dtp_jax.files import write_checksums, write_json, write_safetensors
 from dtp_jax.graph import Graph, Norms, Slim, shrink
+from dtp_jax.train.lock import locked
 from dtp_jax.trees import flatten
 
 __all__ = ['save_slim']
@@ -46,7 +47,9 @@ def save_slim(
 
   The folder holds variables.safetensors, kept.json, stablehlo.bin, manifest.json, perhaps
   model.onnx, and SHA256SUMS of them. It appears whole, after what was written has been read back
-  and run, on the CPU, at two batch sizes; where anything fails, nothing of it is left.
+  and run, on the CPU, at two batch sizes; where anything fails, nothing of it is left. Killed in
+  the moment between the old model and the new, it leaves the old one beside its place, in
+  .NAME.old, and the next call for that folder puts it back first.
 
   Programs take any number of examples where jax can export the function so, or can export it for
   one example and run that under vmap; else the number in `inputs`. The manifest has the batch
@@ -79,6 +82,7 @@ def save_slim(
     ExportError: a difference over the tolerance, with the figures; the function does not run on
       `inputs`; or jax or jax2onnx refuse it at any batch size, with the reason.
     FileExistsError: there is something in the folder.
+    LockedError: another process writes to it.
     ImportError: ONNX without what it needs, with the commands to install it.
     TypeError, ValueError: inputs without values, variables or masks unlike the graph's.
   """
@@ -96,7 +100,7 @@ def save_slim(
     from_masked = agreement(references[0].outputs, masked.run(signature).outputs).relative
   tolerance = default_tolerance(references[0].outputs) if tolerance is None else tolerance
   notes = [settled.note] if settled.note else []
-  with _whole(folder) as temporary:
+  with _whole(folder, overwrite) as temporary:
     written = _write_data(temporary, graph, slim, settled)
     checks = {'stablehlo': [r.check('StableHLO', written, tolerance) for r in references]}
     if onnx:
@@ -169,20 +173,38 @@ def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder to write in, which takes its place when all went well and goes away if not."""
+def _whole(folder: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+  """A folder to write in, which takes its place when all went well and goes away if not.
+
+  The lock is held for as long: what lies beside the place was left by an export that was killed.
+  """
   folder = folder.absolute()
-  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-  replaced = temporary.with_suffix('.old')
-  temporary.mkdir(parents=True)
-  try:
-    yield temporary
-    if folder.exists():
-      folder.replace(replaced)
-    temporary.replace(folder)
-  finally:
-    for leftover in (temporary, replaced):
-      shutil.rmtree(leftover, ignore_errors=True)
+  with locked(folder.parent, f'.{folder.name}.lock'):
+    _tidy(folder)
+    _check_free(folder, overwrite)
+    temporary, replaced = _beside(folder)
+    temporary.mkdir()
+    try:
+      yield temporary
+      if folder.exists():
+        folder.replace(replaced)
+      temporary.replace(folder)
+    finally:
+      _tidy(folder)
+
+
+def _tidy(folder: pathlib.Path) -> None:
+  """Removes what lies beside a place; a model that was about to be replaced is put back first."""
+  temporary, replaced = _beside(folder)
+  shutil.rmtree(temporary, ignore_errors=True)
+  if replaced.exists() and not folder.exists():
+    replaced.replace(folder)
+  shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _beside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where a model is written, and where the one that it replaces waits for its place."""
+  return folder.with_name(f'.{folder.name}.tmp'), folder.with_name(f'.{folder.name}.old')
 
 
 def _versions(onnx: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dtp_jax import export
 from dtp_jax.files import read_safetensors, write_safetensors
 from dtp_jax.graph import shrink, trace
 from dtp_jax.models import CifarResNet, Decoder
+from dtp_jax.train.lock import LockedError, locked
 from dtp_jax.trees import flatten, nested
 from tests.export import accepted
 from tests.graph.agreement import random_masks
@@ -270,6 +272,41 @@ def test_overwrite_replaces_the_whole_folder(net, saved, tmp_path):
   assert not (tmp_path / 'slim' / 'model.onnx').exists()
   assert len(export.load_slim(tmp_path / 'slim').kept['hidden']) == 5
   assert [path.name for path in tmp_path.iterdir()] == ['slim']
+
+
+def test_killed_between_the_old_model_and_the_new_it_loses_none(net, saved, tmp_path, capsys):
+  for name in ('.slim.old', '.slim.tmp'):  # the one moved away, the other not yet in its place
+    shutil.copytree(saved[0], tmp_path / name)
+  (tmp_path / '.slim.lock').write_text('{"host": "here", "pid": 17}')
+  with pytest.raises(FileExistsError, match='holds a slim model'):
+    export.save_slim(tmp_path / 'slim', *net, HARD, (X,), kwargs={'train': False})
+  assert 'left by process 17 of host here' in capsys.readouterr().err
+  assert export.load_slim(tmp_path / 'slim').manifest == saved[1]
+  assert [path.name for path in tmp_path.iterdir()] == ['slim']
+
+
+def test_where_the_new_model_cannot_take_its_place_the_old_one_stays(
+  net, saved, tmp_path, monkeypatch
+):
+  original = pathlib.Path.replace
+
+  def replace(path, target):
+    if path.name == '.slim.tmp':
+      raise OSError('the disk is gone')
+    return original(path, target)
+
+  monkeypatch.setattr(pathlib.Path, 'replace', replace)
+  shutil.copytree(saved[0], tmp_path / 'slim')
+  with pytest.raises(OSError, match='the disk is gone'):
+    export.save_slim(tmp_path / 'slim', *net, {}, (X,), kwargs={'train': False}, overwrite=True)
+  assert export.load_slim(tmp_path / 'slim').manifest == saved[1]
+  assert [path.name for path in tmp_path.iterdir()] == ['slim']
+
+
+def test_a_place_that_another_process_writes_to_is_refused(net, tmp_path):
+  with locked(tmp_path, '.slim.lock'), pytest.raises(LockedError, match=r'holds \.slim\.lock'):
+    export.save_slim(tmp_path / 'slim', *net, HARD, (X,), kwargs={'train': False})
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_inputs_that_cannot_be_exported_are_named(net, tmp_path):
