@@ -28,7 +28,9 @@ __all__ = [
 
 Budgets = Mapping[tuple[str, str], Collection[float]]
 
-_NOT_FOR_CHANNELS = ('dense', 'random', 'lamp')  # random stands at uniform width instead
+_OF_WEIGHTS_ALONE = ('acdc', 'rigl')
+# Random stands at uniform width instead.
+_NOT_FOR_CHANNELS = ('dense', 'random', 'lamp', *_OF_WEIGHTS_ALONE)
 # The rule of the paper alone: scores trained by their gradient, no ramp, no deadline.
 _PAPER = {'method': 'transportation', 'methods': {'transportation': {'preset': 'paper'}}}
 _FIELDS = {
@@ -69,7 +71,8 @@ def rows_of(granularity: str, budget: str) -> dict[str, dict]:
     return weights_rows()
   if budget != 'ratios':
     return channels_rows()
-  return weights_rows() | {'magnitude': {'method': 'magnitude', 'prune': {'importance': 'l1'}}}
+  fitting = {name: row for name, row in weights_rows().items() if name not in _OF_WEIGHTS_ALONE}
+  return fitting | {'magnitude': {'method': 'magnitude', 'prune': {'importance': 'l1'}}}
 
 
 def read(arg: str, budgets: Budgets, **more: Any) -> SimpleNamespace:

@@ -14,6 +14,7 @@ from dtp_jax.graph import Slim as Slim
 from dtp_jax.graph import shrink as shrink
 from dtp_jax.graph import trace as trace
 from dtp_jax.methods import Pruner as Pruner
+from dtp_jax.methods import acdc as acdc
 from dtp_jax.methods import dense as dense
 from dtp_jax.methods import fisher as fisher
 from dtp_jax.methods import gradual_magnitude as gradual_magnitude
@@ -23,6 +24,7 @@ from dtp_jax.methods import magnitude as magnitude
 from dtp_jax.methods import pdp as pdp
 from dtp_jax.methods import random as random
 from dtp_jax.methods import register as register
+from dtp_jax.methods import rigl as rigl
 from dtp_jax.methods import spartan as spartan
 from dtp_jax.methods import straight_through as straight_through
 from dtp_jax.methods import taylor as taylor

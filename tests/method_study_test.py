@@ -51,9 +51,10 @@ def test_the_fast_networks_equal_the_linen_ones(name, train):
 
 
 @pytest.mark.parametrize(
-  ('granularity', 'row'), [('weights', 'ours'), ('weights', 'taylor'), ('channels', 'greg')]
+  'row', ['ours weights', 'taylor weights', 'acdc weights', 'rigl weights', 'greg channels']
 )
-def test_a_run_ends_at_its_budget(granularity, row, tmp_path):
+def test_a_run_ends_at_its_budget(row, tmp_path):
+  row, granularity = row.split()
   bed = Bed(Spec('mnist_mini', granularity, dense_steps=2, steps=4, validation=500), cache=tmp_path)
   outcome = runs.run(bed, 0.3, rows.ROWS[row]._replace(soft=0.5), seed=0)
   if granularity == 'weights':

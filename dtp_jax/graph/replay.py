@@ -19,7 +19,7 @@ from dtp_jax.graph.dead import Kind
 from dtp_jax.graph.dims import Dim
 from dtp_jax.graph.flow import Scope, Value, shape_of
 from dtp_jax.graph.origins import REDUCTIONS, origins
-from dtp_jax.graph.positions import Kept, positions, pruned
+from dtp_jax.graph.positions import Kept, count, positions, pruned
 from dtp_jax.graph.replay_calls import run_call
 from dtp_jax.graph.rules_gather import known_start, known_steps
 
@@ -186,7 +186,7 @@ def within(dim: Dim, start: int, limit: int, kept: Kept) -> tuple[int, int]:
 
 def size(dim: Dim, traced: Any, kept: Kept) -> Any:
   """The size of a dim after pruning; `traced` (perhaps symbolic) if it loses nothing."""
-  return len(positions(dim, kept)) if pruned(dim, kept) else traced
+  return count(dim, kept) if pruned(dim, kept) else traced
 
 
 def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_AXES) -> list[Any]:

@@ -13,7 +13,9 @@ from dtp_jax.methods.baselines import (
 from dtp_jax.methods.pruner import Extra, Moment, Pruner, bundle, standardised
 from dtp_jax.methods.ramp import cubic, cubic_ramp
 from dtp_jax.methods.registry import METHODS, build, one_shot, options_of, register
+from dtp_jax.methods.restarting import restarting
 from dtp_jax.methods.saliency import fisher, lamp, taylor
+from dtp_jax.methods.sparse_training import acdc, rigl
 from dtp_jax.methods.transportation import evidential, proximal, transportation
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
   'Extra',
   'Moment',
   'Pruner',
+  'acdc',
   'build',
   'bundle',
   'cubic',
@@ -38,6 +41,8 @@ __all__ = [
   'proximal',
   'random',
   'register',
+  'restarting',
+  'rigl',
   'spartan',
   'standardised',
   'straight_through',

@@ -12,7 +12,14 @@ from jax import Array, lax
 from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
-from dtp_jax.methods.pruner import Moment, Pruner, bundle, standardised
+from dtp_jax.methods.pruner import (
+  Moment,
+  Pruner,
+  as_state,
+  bundle,
+  from_magnitudes,
+  standardised,
+)
 from dtp_jax.methods.ramp import cubic, ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
@@ -46,7 +53,7 @@ def dense(elements: Elements, budget: Budget | None = None) -> Pruner:
     A Pruner.
   """
   whole = Budget(1.0) if budget is None else dataclasses.replace(budget, keep=1.0)
-  return bundle(elements, whole, start=_from_magnitudes, rule=_everything)
+  return bundle(elements, whole, start=from_magnitudes, rule=_everything)
 
 
 @register
@@ -60,7 +67,7 @@ def magnitude(elements: Elements, budget: Budget) -> Pruner:
   Returns:
     A Pruner without scores.
   """
-  return bundle(elements, budget, start=_from_magnitudes, rule=_ranked_once)
+  return bundle(elements, budget, start=from_magnitudes, rule=_ranked_once)
 
 
 @register
@@ -109,10 +116,10 @@ def gradual_magnitude(
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     mask = problem.hard(now.magnitudes, now.keep)
-    return mask.astype(now.magnitudes.dtype), _state(now.magnitudes)
+    return mask.astype(now.magnitudes.dtype), as_state(now.magnitudes)
 
   way = cubic(steps, ramp, initial=1.0)
-  return bundle(elements, budget, start=_from_magnitudes, rule=rule, ramp=way)
+  return bundle(elements, budget, start=from_magnitudes, rule=rule, ramp=way)
 
 
 @register
@@ -151,9 +158,9 @@ def spartan(
     scale = lax.stop_gradient(jnp.std(now.magnitudes, axis=-1, keepdims=True))
     scaled = now.magnitudes / (scale + jnp.finfo(now.magnitudes.dtype).tiny)
     mask = problem.soft(scaled, keep=now.keep, epsilon=2 / sharpness(now.step))
-    return mask, _state(now.magnitudes)
+    return mask, as_state(now.magnitudes)
 
-  return bundle(elements, budget, start=_from_magnitudes, rule=rule)
+  return bundle(elements, budget, start=from_magnitudes, rule=rule)
 
 
 @register
@@ -185,7 +192,7 @@ def straight_through(
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     fixed = lax.stop_gradient(now.scores)
     hard = problem.hard(fixed, now.keep).astype(fixed.dtype)
-    return hard + (now.scores - fixed), _state(now.scores)  # the bracket is exactly 0
+    return hard + (now.scores - fixed), as_state(now.scores)  # the bracket is exactly 0
 
   return bundle(elements, budget, start=start, rule=rule, ramp=cubic(steps, ramp, initial=1.0))
 
@@ -216,7 +223,7 @@ def greg(elements: Elements, budget: Budget, *, steps: int, ramp: float = 0.9) -
     shrunk = jnp.exp(-0.5 * jnp.square(_PENALTY * (now.step + 1) / length))
     return jnp.where(problem.hard(now.state), 1.0, shrunk).astype(now.state.dtype), now.state
 
-  return bundle(elements, budget, start=_from_magnitudes, rule=rule)
+  return bundle(elements, budget, start=from_magnitudes, rule=rule)
 
 
 @register
@@ -252,7 +259,7 @@ def pdp(
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:
     if problem.keep == 1:  # no threshold lies below a layer that stays whole
-      return jnp.ones_like(now.magnitudes), _state(now.magnitudes)
+      return jnp.ones_like(now.magnitudes), as_state(now.magnitudes)
     fixed = lax.stop_gradient(now.magnitudes)
     kept = problem.hard(fixed, now.keep)
     smallest = jnp.min(fixed, axis=-1, keepdims=True, where=kept, initial=jnp.inf)
@@ -260,19 +267,10 @@ def pdp(
     threshold = jnp.where(jnp.isinf(smallest), largest, 0.5 * (smallest + largest))
     tau = temperature * threshold**2 + jnp.finfo(threshold.dtype).tiny
     mask = jax.nn.sigmoid((now.magnitudes**2 - threshold**2) / tau)
-    return mask, _state(now.magnitudes)
+    return mask, as_state(now.magnitudes)
 
   way = cubic(steps, ramp, initial=1.0)
-  return bundle(elements, budget, start=_from_magnitudes, rule=rule, ramp=way)
-
-
-def _from_magnitudes(magnitudes: Named) -> tuple[Named, Named]:
-  return {}, {name: _state(x) for name, x in magnitudes.items()}
-
-
-def _state(ranking: Array) -> Array:
-  """The ranking to harden by, as the float32 state (float64 stays)."""
-  return lax.stop_gradient(ranking).astype(jnp.promote_types(ranking.dtype, jnp.float32))
+  return bundle(elements, budget, start=from_magnitudes, rule=rule, ramp=way)
 
 
 def _ranked_once(problem: Problem, now: Moment) -> tuple[Array, Array]:

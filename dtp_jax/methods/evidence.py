@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-__all__ = ['first_moment', 'log_importance', 'probed', 'second_moment']
+__all__ = ['first_moment', 'log_importance', 'mean_gradient', 'probed', 'second_moment']
 
 _FLOOR = 1e-6  # of the evidence, in units of its mean: elements that the loss never saw
 
@@ -66,6 +66,11 @@ def second_moment(decay: float) -> optax.GradientTransformation:
 def first_moment(decay: float) -> optax.GradientTransformation:
   """`second_moment` of |g| in place of g^2."""
   return _running_mean(jnp.abs, decay)
+
+
+def mean_gradient(decay: float) -> optax.GradientTransformation:
+  """`second_moment` of g itself in place of g^2; with decay 0 it is the last gradient."""
+  return _running_mean(lambda g: g, decay)
 
 
 def _running_mean(of: Callable[[Array], Array], decay: float) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ from dtp_jax import transport
 from dtp_jax.budget import Budget, Resolved, resolve
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph, Norms, shrink
+from dtp_jax.methods.restarting import restarting
 from dtp_jax.prunable import Masks, Params, Prunable, channels
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
   'Rule',
   'Schedule',
   'Start',
+  'as_state',
   'at_rest',
   'bundle',
+  'from_magnitudes',
   'keep_at',
   'standardised',
 ]
@@ -74,6 +77,8 @@ class Pruner(NamedTuple):
       1, ... of the soft stage; differentiable in params and in extra['scores'].
     score_optimizer: what moves the scores, where that is a part of the method (DTP's default reads
       evidence off their gradients and never descends along them); None leaves it to the user.
+    restarts: whether dropped weights are set to 0 and start from there when they return: a part of
+      the step that the optimizer takes, which needs the masks for it.
   """
 
   elements: Prunable
@@ -81,6 +86,7 @@ class Pruner(NamedTuple):
   init: Callable[[Params], Extra]
   masks: Callable[[Params, Extra, Any], tuple[Masks, dict[str, Array]]]
   score_optimizer: optax.GradientTransformation | None = None
+  restarts: bool = False
 
   def prune(self, params: Params, extra: Extra, step: Any) -> tuple[Params, dict[str, Array]]:
     """The soft-pruned parameters of a step, for the loss, and the next transport.
@@ -104,6 +110,9 @@ class Pruner(NamedTuple):
   ) -> optax.GradientTransformationExtraArgs:
     """One optimizer over the tree {'params': ..., 'scores': ...}: an optax multi-transform.
 
+    Its `update` takes the masks of the step as the keyword `masks`. Methods that set dropped
+    weights to 0 (`restarts`) need them, the others do not look at them.
+
     Args:
       weights: of the 'params' branch.
       scores: of the 'scores' branch, where the method leaves it open; None is Adam at 0.01.
@@ -117,6 +126,8 @@ class Pruner(NamedTuple):
     if self.score_optimizer is not None and scores is not None:
       raise ValueError('scores is given, but this method moves its scores itself; leave it out.')
     chosen = self.score_optimizer or scores or optax.adam(1e-2)
+    if self.restarts:
+      weights = restarting(weights, self._apply_masks_to_branch)
     labels = {'params': 'params', 'scores': 'scores'}
     return optax.partition({'params': weights, 'scores': chosen}, labels)
 
@@ -153,6 +164,10 @@ class Pruner(NamedTuple):
   def apply_masks(self, params: Params, masks: Masks) -> Params:
     """Params times masks {name: array of the score shape}; differentiable in both."""
     return self.elements.apply_masks(params, masks)
+
+  def _apply_masks_to_branch(self, trained: Params, masks: Masks) -> Params:
+    """The tree of `optimizer`, its weights times masks."""
+    return {**trained, 'params': self.apply_masks(trained['params'], masks)}
 
 
 def bundle(
@@ -239,6 +254,16 @@ def at_rest(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, A
   """A start that knows nothing: scores 0, and the log-odds of the uniform plan."""
   rest = {name: transport.init(x) for name, x in magnitudes.items()}
   return rest, rest
+
+
+def from_magnitudes(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+  """A start without scores, ranked by the magnitudes."""
+  return {}, {name: as_state(x) for name, x in magnitudes.items()}
+
+
+def as_state(ranking: Array) -> Array:
+  """The ranking to harden by, as the float32 state (float64 stays)."""
+  return jax.lax.stop_gradient(ranking).astype(jnp.promote_types(ranking.dtype, jnp.float32))
 
 
 def standardised(magnitudes: dict[str, Array]) -> dict[str, Array]:

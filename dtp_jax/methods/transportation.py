@@ -148,7 +148,8 @@ def proximal(
     elements: what may be pruned; a graph stands for all of its channels.
     budget: how much to keep.
     steps: length of the soft stage in steps, >= 1; nothing here depends on it.
-    epsilon: step size of the plan, > 0; a number or a schedule of the soft step.
+    epsilon: step size of the plan, > 0; a number or a schedule of the soft step. For a mask that is
+      hard after a chosen number of steps see `transport.hardening_epsilon`.
     memory: gamma in [0, 1], see `transport.proximal_step`; 1 is the paper.
     projection: 'sinkhorn', one iteration a step (the paper), or 'exact'.
 

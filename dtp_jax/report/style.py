@@ -19,6 +19,8 @@ _LOOKS = {
   'lamp': ('gradual LAMP', '#000000', 'p'),
   'taylor': ('gradual Taylor', '#117733', 'h'),
   'greg': ('growing penalty (GReg)', '#117733', '*'),
+  'acdc': ('AC/DC', '#000000', '*'),
+  'rigl': ('RigL', '#117733', '8'),
   'paper': ("DTP, the paper's rule", '#882255', '8'),
   'random': ('random', '#777777', 'X'),
   'l1_uniform': ('L1, uniform width', '#5b2a86', '>'),

@@ -1,6 +1,7 @@
 """Two-column optimal transport from scores to masks: arrays in, arrays out."""
 
 from dtp_jax.transport.hard import hard_topk as hard_topk
+from dtp_jax.transport.hardening import hardening_epsilon as hardening_epsilon
 from dtp_jax.transport.ops import Projection as Projection
 from dtp_jax.transport.ops import anneal as anneal
 from dtp_jax.transport.ops import deadline_gain as deadline_gain

@@ -101,6 +101,17 @@ ROWS: dict[str, Row] = {
   'pdp_soft0.5': Row('pdp', soft=0.5),
   'greg': Row('greg', **_L1),
   'greg_global': Row('greg'),
+  # Sparse training: dropped weights are 0 and return from there.
+  'acdc': Row('acdc'),
+  'acdc_soft0.5': Row('acdc', soft=0.5),
+  **{f'acdc_cycles{c}_soft{x}': Row('acdc', {'cycles': c}, x) for c in (2, 4) for x in (0.5, 0.7)},
+  'rigl': Row('rigl'),
+  'rigl_soft0.5': Row('rigl', soft=0.5),
+  'rigl_soft0.7': Row('rigl', soft=0.7),
+  **{f'rigl_every{x}_soft0.5': Row('rigl', {'every': x}, 0.5) for x in (0.05, 0.1)},
+  'rigl_decay0.9_soft0.5': Row('rigl', {'decay': 0.9}, 0.5),
+  'rigl_decay0.9_every0.1_soft0.5': Row('rigl', {'decay': 0.9, 'every': 0.1}, 0.5),
+  'rigl_erk_soft0.5': Row('rigl', soft=0.5, scope='erk'),
   # Baselines at other options.
   **{f'spartan_beta{b}': Row('spartan', {'beta': (1.0, float(b))}) for b in (5, 10, 50)},
   'spartan_beta5_50': Row('spartan', {'beta': (5.0, 50.0)}),

@@ -171,7 +171,7 @@ def _soft_stage(bed: Bed, keep: float, text: str) -> tuple[Pruner, Any, int, Cal
       return cross_entropy(logits, labels), (seen, after, masks)
 
     grads, (stats_after, after, masks) = jax.grad(loss, has_aux=True)(trainable)
-    updates, moved = tx.update(grads, state, trainable)
+    updates, moved = tx.update(grads, state, trainable, masks=masks)
     return optax.apply_updates(trainable, updates), stats_after, moved, after, masks
 
   return pruner, tx, steps, jax.jit(step)

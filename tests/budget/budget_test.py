@@ -107,7 +107,7 @@ def test_every_array_keeps_the_fraction_of_the_first_pattern_that_matches(shapes
 
 
 STEPS = 4
-METHODS = tuple(name for name in methods.METHODS if name != 'dense')
+METHODS = tuple(name for name in methods.METHODS if name not in ('dense', 'acdc', 'rigl'))
 
 
 @pytest.fixture(scope='module')

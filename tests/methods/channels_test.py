@@ -25,7 +25,7 @@ DEADLINE, RAMP = 18, 8  # of the default preset at 20 steps
 BUILD = {
   name: functools.partial(methods.build, name, steps=STEPS)
   for name in methods.METHODS
-  if name != 'dense'
+  if name not in ('dense', 'acdc', 'rigl')
 } | {'paper': functools.partial(methods.transportation, steps=STEPS, preset='paper')}
 BUDGETS = [
   Budget(0.4, of='macs'),

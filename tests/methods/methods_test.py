@@ -59,7 +59,7 @@ def _train(pruner, params, steps=STEPS):
 
     trainable = {k: variables[k] for k in ('params', 'scores')}
     grads, (masks, transport) = jax.grad(loss_fn, has_aux=True)(trainable)
-    updates, state = tx.update(grads, state, trainable)
+    updates, state = tx.update(grads, state, trainable, masks=masks)
     return {**optax.apply_updates(trainable, updates), 'transport': transport}, state, masks, grads
 
   history = []
