@@ -14,8 +14,9 @@ steps as dense, soft and hard stage have together (its own table: it is another 
 Paper: Li et al., Differentiable Transportation Pruning, ICCV 2023 (our default).
 Command: python -m experiments.sweep --config=configs/text_decoder.py --workdir=runs/text_decoder
            --seeds=3
+         python -m experiments.report runs/text_decoder --out=FOLDER --timed   (tokens per second)
          python -m experiments.train --config=configs/text_decoder.py:keep=0.25
-           --workdir=runs/text_decoder_slim   (tokens per second of the slim model: its report)
+           --workdir=runs/text_decoder_slim   (the slim model)
 Hardware: one CPU core. Time and expected result: not run yet.
 """
 

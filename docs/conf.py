@@ -38,7 +38,7 @@ import dtp_jax  # noqa: E402
 def _digest() -> str:
   """Changes with what pages run and read, and with what is installed."""
   files = [ROOT / 'docs/requirements.lock', *sorted(ROOT.glob('dtp_jax/**/*.py'))]
-  files += sorted(ROOT.glob('configs/*.py'))
+  files += [ROOT / 'experiments/zoo.py', *sorted(ROOT.glob('configs/*.py'))]
   files += sorted(ROOT.glob('experiments/results/*/*.csv'))
   return hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
 

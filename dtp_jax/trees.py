@@ -15,6 +15,7 @@ __all__ = [
   'flat',
   'flatten',
   'is_array',
+  'key_data',
   'key_name',
   'nested',
   'nnx_states',
@@ -34,6 +35,26 @@ def key_name(key: Any) -> str:
 def is_array(leaf: Any) -> bool:
   """Whether a leaf is traced: arrays, keys and ShapeDtypeStructs, not Python numbers."""
   return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def key_data(leaf: Any) -> Any:
+  """The numbers of random keys (or their shape, of a ShapeDtypeStruct); other leaves themselves."""
+  if not _is_key(leaf):
+    return leaf
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.eval_shape(jax.random.key_data, leaf)
+  return jax.random.key_data(leaf)
+
+
+def _is_key(leaf: Any) -> bool:
+  return is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _keys_like(leaf: Any, data: Any) -> Any:
+  """Random keys of the same kind as a leaf, of numbers."""
+  kinds = []  # a ShapeDtypeStruct tells its own inside of a trace alone
+  jax.eval_shape(lambda keys: kinds.append(jax.random.key_impl(keys)), leaf)
+  return jax.random.wrap_key_data(data, impl=kinds[0])
 
 
 def by_path(tree: Any) -> tuple[list[tuple[tuple[str, ...], Any]], Any]:
@@ -78,11 +99,11 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], An
     tree: any pytree: nested dicts, lists, an Equinox model, an NNX state.
 
   Returns:
-    {'params/conv1/kernel': leaf} of the arrays and ShapeDtypeStructs, in tree order, and a function
-    that puts other leaves of these names into the tree; what is no array stays as it was.
+    {'params/conv1/kernel': leaf} of the arrays and ShapeDtypeStructs, in tree order, random keys by
+    their data; and a function that puts other leaves of these names into the tree, where keys are
+    keys again. What is no array stays as it was.
 
   Raises:
-    TypeError: a leaf is a random key.
     ValueError: two leaves would have one name, or one is named like a branch.
   """
   leaves, treedef = by_path(tree)
@@ -91,21 +112,22 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], An
   for name, leaf in named:
     if not is_array(leaf):
       continue
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      raise TypeError(
-        f'{name!r} is a random key ({leaf.dtype}); expected numbers. Take it out of the variables '
-        'and hand it over as a keyword argument.'
-      )
     if name in arrays:
       raise ValueError(f'two arrays of the variables are named {name!r}; rename one of them.')
-    arrays[name] = leaf
+    arrays[name] = key_data(leaf)
   nested(arrays)  # raises where a leaf is named like a branch
 
   def rebuild(given: Mapping[str, Any]) -> Any:
-    chosen = [given[name] if is_array(leaf) else leaf for name, leaf in named]
-    return jax.tree.unflatten(treedef, chosen)
+    return jax.tree.unflatten(treedef, [_chosen(given, name, leaf) for name, leaf in named])
 
   return arrays, rebuild
+
+
+def _chosen(given: Mapping[str, Any], name: str, leaf: Any) -> Any:
+  """What takes the place of a leaf."""
+  if not is_array(leaf):
+    return leaf
+  return _keys_like(leaf, given[name]) if _is_key(leaf) else given[name]
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:

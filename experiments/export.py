@@ -3,11 +3,12 @@
   python -m experiments.export runs/mnist_mini --onnx          writes runs/mnist_mini/slim anew
   python -m experiments.export runs/mnist_mini --out=slim
 
-The folder holds variables.safetensors, kept.json, stablehlo.bin (any batch size; CPU, CUDA, TPU),
-manifest.json and with --onnx model.onnx. It is written only if its programs agree with the masked
-network on held-out images. --norms=refit is for networks that are built anew at their kept widths
-and trained on: such a one is not the masked network, and programs are held to itself. ONNX needs
-`pip install 'dtp-jax[onnx]'` and then `pip install --no-deps jax2onnx==0.17.1`.
+The folder holds variables.safetensors, kept.json, stablehlo.bin (for CPU, CUDA and TPU; any batch
+size, where a note does not say otherwise), manifest.json and with --onnx model.onnx. It is written
+only if its programs agree with the masked network on held-out images. --norms=refit is for networks
+that are built anew at their kept widths and trained on: such a one is not the masked network, and
+programs are held to itself. ONNX needs `pip install 'dtp-jax[onnx]'` and then
+`pip install --no-deps jax2onnx==0.17.1`.
 """
 
 import pathlib
@@ -17,6 +18,7 @@ from absl import app, flags, logging
 
 from dtp_jax import export
 from dtp_jax.export import run as slim
+from dtp_jax.train.lock import LockedError
 
 flags.DEFINE_string('out', None, 'Folder for the slim model; default WORKDIR/slim.')
 flags.DEFINE_bool('onnx', False, 'Also write model.onnx.')
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
     run = slim.load_run(argv[1])
     options = {'norms': FLAGS.norms, 'onnx': FLAGS.onnx, 'overwrite': overwrite}
     manifest = slim.save(run, out, **options)
-  except (ValueError, TypeError, OSError, ImportError, export.ExportError) as error:
+  except (ValueError, TypeError, OSError, ImportError, export.ExportError, LockedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   for name, cost in manifest['costs'].items():
     share = 100 * cost['slim'] / cost['dense']
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
       print(f'{name} against the {held_to} network: {worst:.1e} relative')
   if FLAGS.norms == 'refit':
     print(f'refitted norms: {manifest["from_masked"]:.1e} from the masked network, relative')
-  print(f'Slim model: {out}')
+  print(*(f'Note: {note}' for note in manifest['notes']), f'Slim model: {out}', sep='\n')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,12 @@
 """Reports over many runs, and keeps README.md true to them.
 
   python -m experiments.report runs/first_table --out=experiments/results/2026-11-23_first_table
+  python -m experiments.report runs/text_decoder --out=FOLDER --timed
   python -m experiments.report --check     fails where a committed table differs from its CSV
   python -m experiments.report --write     writes those tables anew: README.md, every table.md
+
+With --timed, the slim networks of runs that pruned channels are timed first, beside the dense ones,
+and the tables have what they predict in a second: images or tokens. Let nothing else run meanwhile.
 
 Every finished run below the folders counts, baselines inside a run included. Written are runs.csv
 (a line each run, and all the rest is made from it), table.md, index.html (one file, figures in it)
@@ -18,6 +22,7 @@ import sys
 
 from absl import app, flags
 
+from dtp_jax.export import throughput
 from dtp_jax.files import write_bytes, write_text
 from dtp_jax.report import page, plots
 from dtp_jax.report.compare import cells_of, select, studies_of, that_match
@@ -26,6 +31,7 @@ from dtp_jax.report.tables import markdown
 
 flags.DEFINE_string('out', None, 'Folder for runs.csv, table.md, index.html and the figures.')
 flags.DEFINE_string('title', None, 'Title of the page; default: the name of the folder.')
+flags.DEFINE_bool('timed', False, 'Time the slim networks of the runs first.')
 flags.DEFINE_bool('check', False, 'Compare README.md and every table.md with their CSV.')
 flags.DEFINE_bool('write', False, 'Write their tables from their CSV.')
 FLAGS = flags.FLAGS
@@ -108,6 +114,8 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(FLAGS.out)
     if folder.exists() and not folder.is_dir():
       sys.exit(f'--out is {folder}, a file; give the path of a folder.')
+    if FLAGS.timed:
+      throughput.measure(argv[1:])
     rows, unfinished = collect(argv[1:])
     write_folder(folder, FLAGS.title or folder.resolve().name, rows, unfinished)
   except (ValueError, OSError) as error:

@@ -4,16 +4,19 @@
 
 The config file's get_sweep yields the points; --config.x=y changes a field of all of them. Dense
 stages are trained once for each seed and shared. Run again with the same workdir, it resumes and
-skips what is finished; a run that failed is tried again. --processes=2 runs two at a time, each
-with a GPU of its own or half of the CPU cores. --dry_run prints the runs. On SIGTERM, a notice of
-preemption, the runs under way write checkpoints and the exit status is 143: run it again.
+skips what is finished; a run that failed is tried again. Runs go side by side, one for each device
+of this host or for each group of as many as config.mesh asks for; --processes=2 runs two at a time,
+each with half of the devices, on a CPU half of its cores. --dry_run prints the runs. On SIGTERM, a
+notice of preemption, the runs under way write checkpoints and the exit status is 143: run it again.
+
+A sweep belongs to one host. With several, start one on each, with a part of the points and a
+workdir of its own; experiments.report takes all of their folders.
 """
 
 import inspect
 import runpy
 import sys
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 
 import tqdm
 from absl import app, flags
@@ -28,7 +31,9 @@ from dtp_jax.train.recipe import Config
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/first_table.py.')
 flags.DEFINE_string('workdir', None, 'Folder of the sweep; created, or resumed if it is there.')
 flags.DEFINE_integer('seeds', 3, 'Seeds 0, 1, ... of every point.', lower_bound=1)
-flags.DEFINE_integer('processes', 1, 'Runs at a time.', lower_bound=1)
+flags.DEFINE_integer(
+  'processes', None, 'Runs at a time; default: one a device, or group of them.', lower_bound=1
+)
 flags.DEFINE_string('compilation_cache', None, 'Folder of what XLA compiled; see keep_compiled.')
 flags.DEFINE_bool('dry_run', False, 'Print the names of the runs and stop.')
 FLAGS = flags.FLAGS
@@ -76,11 +81,6 @@ def main(argv: list[str]) -> None:
   except preemption.PreemptedError as error:
     print(error, file=sys.stderr)
     sys.exit(preemption.STATUS)
-  except BrokenProcessPool:
-    sys.exit(
-      'A process of the sweep was killed; where memory is short, as by the system: use fewer '
-      '--processes. The same command goes on from the last checkpoints.'
-    )
   except (ValueError, AttributeError, OSError, ImportError, LockedError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   failed = sum(outcome.status == 'failed' for outcome in outcomes)

@@ -9,10 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dtp_jax.export.signature import Signature, taken
 from dtp_jax.graph import Graph, Slim
 from dtp_jax.trees import flatten
 
-__all__ = ['Agreement', 'ExportError', 'Reference', 'agreement', 'default_tolerance', 'on_cpu']
+__all__ = [
+  'Agreement',
+  'ExportError',
+  'Network',
+  'Reference',
+  'agreement',
+  'default_tolerance',
+  'on_cpu',
+  'reason',
+]
 
 
 class ExportError(RuntimeError):
@@ -38,92 +48,96 @@ class Agreement(NamedTuple):
     return self.difference / self.scale if self.scale > 0 else float('inf')
 
 
-class Reference(NamedTuple):
-  """Inputs of one batch size and the outputs for them that a program must have as well.
+class Network(NamedTuple):
+  """A network that programs are held to.
 
   Attributes:
-    network: whose outputs they are, in words.
-    batch: the batch size.
-    inputs: a tuple of trees of arrays.
-    outputs: the arrays of the result.
+    name: in words.
+    apply: (variables by name, *inputs) -> result.
+    arrays: its variables by name, on the host.
   """
 
-  network: str
-  batch: int
-  inputs: Any
-  outputs: list[np.ndarray]
+  name: str
+  apply: Callable[..., Any]
+  arrays: Mapping[str, np.ndarray]
 
   @classmethod
-  def of_masked(
+  def masked(
     cls,
     graph: Graph,
     variables: Any,
     masks: Mapping[str, np.ndarray],
-    batches: Mapping[int, Any],
     kwargs: Mapping[str, Any],
-  ) -> 'list[Reference]':
-    """Runs the original function on masked variables, on the CPU, in the variables' own types.
+  ) -> 'Network':
+    """The original function on masked variables.
 
     Args:
       graph: the dense network.
       variables: its variables.
       masks: {group: (n,) mask of 0 and 1}.
-      batches: {batch size: inputs of that size}.
       kwargs: keyword arguments of the function.
-
-    Returns:
-      One reference for each batch size.
-
-    Raises:
-      ExportError: the function fails at one of them.
     """
     arrays, rebuild = flatten(variables)
+    given = {name: jnp.asarray(mask, jnp.float32) for name, mask in masks.items()}
 
-    @jax.jit
-    def masked(arrays: Mapping[str, Any], inputs: Any) -> Any:
+    def apply(arrays: Mapping[str, Any], *inputs: Any) -> Any:
       return graph.fn(graph.apply_masks(rebuild(arrays), given), *inputs, **kwargs)
 
-    given = {name: jnp.asarray(mask, jnp.float32) for name, mask in masks.items()}
-    host = {name: np.asarray(array) for name, array in arrays.items()}
-    return cls._of('masked network', functools.partial(masked, host), batches)
+    return cls('masked network', apply, _host(arrays))
 
   @classmethod
-  def of_slim(
-    cls, slim: Slim, batches: Mapping[int, Any], kwargs: Mapping[str, Any]
-  ) -> 'list[Reference]':
-    """Runs a slim network with refitted norms, which is not the masked one, as `of_masked` does.
+  def slim(cls, slim: Slim, kwargs: Mapping[str, Any]) -> 'Network':
+    """A slim network, for the norms of which may be refitted: then it is not the masked one."""
+    arrays, rebuild = flatten(slim.variables)
+    apply = lambda arrays, *inputs: slim.apply(rebuild(arrays), *inputs, **kwargs)
+    return cls('slim network', apply, _host(arrays))
+
+  def run(self, signature: Signature, batch: int | None = None) -> 'Reference':
+    """Runs it on the CPU, in the types of its variables.
+
+    Args:
+      signature: holds the inputs.
+      batch: size that they are brought to; default: as they are.
 
     Raises:
-      ExportError: the function fails at a batch size.
+      ExportError: it does not run so.
     """
-    arrays, rebuild = flatten(slim.variables)
-    host = rebuild({name: np.asarray(array) for name, array in arrays.items()})
-    return cls._of('slim network', lambda inputs: slim.apply(host, *inputs, **kwargs), batches)
+    inputs = signature.inputs if batch is None else signature.resized(batch)
+    size = signature.batch if batch is None else batch
+    run = lambda arrays, *given: signature.plainly(functools.partial(self.apply, arrays))(*given)
+    try:
+      with on_cpu():
+        outputs = jax.jit(run)(self.arrays, *taken(inputs, signature.fixed))
+        outputs = [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
+    except Exception as error:  # of any type: it comes from the function
+      raise ExportError(f'the {self.name} does not run {_where(size)}: {reason(error)}') from error
+    return Reference(self.name, size, inputs, outputs)
 
-  @classmethod
-  def _of(
-    cls, network: str, run: Callable[[Any], Any], batches: Mapping[int, Any]
-  ) -> 'list[Reference]':
-    references = []
-    for batch, inputs in batches.items():
-      try:
-        with on_cpu():
-          outputs = [np.asarray(leaf) for leaf in jax.tree.leaves(run(inputs))]
-      except (TypeError, ValueError) as error:
-        raise ExportError(
-          f'the {network} does not run at batch size {batch}; an export must take any: '
-          f'{type(error).__name__}: {error}'
-        ) from error
-      references.append(cls(network, batch, inputs, outputs))
-    return references
 
-  def check(self, what: str, run: Callable[..., Any], tolerance: float) -> dict[str, float | int]:
+class Reference(NamedTuple):
+  """Inputs of one batch size and the outputs for them that a program must have as well.
+
+  Attributes:
+    network: whose outputs they are, in words.
+    batch: the batch size; None where there is no batch.
+    inputs: a tuple of trees, as the function takes them.
+    outputs: the arrays of the result.
+  """
+
+  network: str
+  batch: int | None
+  inputs: tuple[Any, ...]
+  outputs: list[np.ndarray]
+
+  def check(
+    self, what: str, run: Callable[..., Any], tolerance: float | None = None
+  ) -> dict[str, Any]:
     """Holds one program to the outputs.
 
     Args:
       what: how the error names the program.
       run: (*inputs) -> outputs, any tree with the leaves of the masked network's.
-      tolerance: largest difference over scale that passes.
+      tolerance: largest difference over scale that passes; default: `default_tolerance`.
 
     Returns:
       Batch, difference and scale, for the manifest.
@@ -134,10 +148,11 @@ class Reference(NamedTuple):
     with on_cpu():
       results = [np.asarray(leaf) for leaf in jax.tree.leaves(run(*self.inputs))]
     found = agreement(results, self.outputs)
+    tolerance = default_tolerance(self.outputs) if tolerance is None else tolerance
     if not found.relative <= tolerance:
       raise ExportError(
         f'the {what} differs from the {self.network} by {found.difference:.3g} where outputs are '
-        f'up to {found.scale:.3g}, at batch size {self.batch}: {found.relative:.3g} relative; '
+        f'up to {found.scale:.3g}, {_where(self.batch)}: {found.relative:.3g} relative; '
         f'expected at most {tolerance:.3g}. If the network computes in half precision, give the '
         'rounding that you accept, as in tolerance=0.03; nothing was written.'
       )
@@ -175,12 +190,26 @@ def default_tolerance(outputs: Sequence[np.ndarray]) -> float:
   return max([1e-5, *(4 * float(jnp.finfo(t).eps) for t in types)])
 
 
+def reason(error: BaseException) -> str:
+  """What went wrong, in one line: the type of an error and its first line."""
+  lines = str(error).strip().splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0]}'
+
+
 def on_cpu() -> contextlib.AbstractContextManager[Any]:
   """A context that runs on the CPU, where float32 means float32, unless this process has none."""
   try:
     return jax.default_device(jax.local_devices(backend='cpu')[0])
   except RuntimeError:
     return contextlib.nullcontext()
+
+
+def _host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _where(batch: int | None) -> str:
+  return 'on the inputs given' if batch is None else f'at batch size {batch}'
 
 
 def _spelled(arrays: Sequence[np.ndarray]) -> list[str]:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from dtp_jax.graph import Graph
+from dtp_jax.graph.groups import Leaf
 from dtp_jax.graph.shrink import leaf_positions
-from dtp_jax.trees import flatten
+from dtp_jax.trees import flatten, key_data
 
 __all__ = ['Cut', 'Cuts', 'cuts_of', 'expand', 'kept_as_json', 'kept_from_json']
 
@@ -43,11 +44,15 @@ def cuts_of(graph: Graph, kept: Mapping[str, np.ndarray]) -> Cuts:
   Returns:
     {name: cut}, in tree order, arrays that lose nothing included.
   """
-  cuts = {'/'.join(leaf.path): Cut(leaf.shape, {}) for leaf in graph.leaves}
+  cuts = {'/'.join(leaf.path): Cut(_stored_shape(leaf), {}) for leaf in graph.leaves}
   for path, axes in leaf_positions(graph, kept).items():
     cut = cuts['/'.join(path)]
     cut.kept.update({axis: p for axis, p in axes.items() if len(p) < cut.shape[axis]})
   return cuts
+
+
+def _stored_shape(leaf: Leaf) -> tuple[int, ...]:
+  return key_data(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).shape
 
 
 def expand(graph: Graph, slim_variables: Any, kept: Mapping[str, np.ndarray]) -> Any:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax.export.cuts import Cuts, kept_from_json
+from dtp_jax.export.signature import taken
 from dtp_jax.files import check_checksums, read_json, read_safetensors
 from dtp_jax.graph import Graph, Slim, shrink
 from dtp_jax.graph.trace import abstract
@@ -35,7 +36,7 @@ class SavedSlim:
     kept: {group: increasing indices of the channels kept}.
     sizes: {group: channels in the dense network}.
     cuts: per array, its dense shape and the positions kept along the axes that were cut.
-    manifest: versions, inputs and outputs, norms, costs, checks.
+    manifest: versions, inputs and outputs, batch, norms, costs, checks, notes.
   """
 
   folder: pathlib.Path
@@ -47,7 +48,10 @@ class SavedSlim:
 
   @cached_property
   def program(self) -> jax.export.Exported:
-    """The StableHLO: `program.call(variables, *inputs)`, at any batch size, under jit or not.
+    """The StableHLO: `program.call(variables, *inputs)`, under jit or not.
+
+    Its inputs are arrays in dicts, lists and tuples, None for what is no array, the data of random
+    keys in place of keys.
 
     Raises:
       FileNotFoundError: the folder has none.
@@ -65,8 +69,19 @@ class SavedSlim:
       ) from error
 
   def __call__(self, *inputs: Any) -> Any:
-    """Outputs of the program for its own variables; no code of the model is needed."""
-    return self.program.call(self.variables, *inputs)
+    """Outputs of the program for its own variables; no code of the model is needed.
+
+    Args:
+      *inputs: as the function takes them.
+
+    Returns:
+      What the function returns, in dicts, lists and tuples.
+
+    Raises:
+      ValueError: other numbers, flags or words than it was exported with; another batch size, where
+        the manifest has but one under 'batch'.
+    """
+    return self.program.call(self.variables, *taken(inputs, self.manifest.get('fixed', {})))
 
   def restore(self, graph: Graph, variables: Any) -> Slim:
     """The slim network with the code of the model, to fine-tune it or run it in training mode.
@@ -143,14 +158,11 @@ def masks_of(kept: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> dict[s
 
 
 def read_files(folder: pathlib.Path, manifest: dict[str, Any]) -> SavedSlim:
-  """Reads the files beside the manifest.
+  """Reads the files beside the manifest, which are all there.
 
   Raises:
-    FileNotFoundError, ValueError: see `load_slim`.
+    ValueError: they do not fit together.
   """
-  for name in (KEPT, VARIABLES):
-    if not (folder / name).is_file():
-      raise FileNotFoundError(f'{folder} has no {name} beside its {MANIFEST}: export again.')
   try:
     kept, sizes, cuts = kept_from_json(read_json(folder / KEPT))
   except (KeyError, TypeError, AttributeError) as error:

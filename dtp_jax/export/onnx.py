@@ -1,16 +1,17 @@
 """ONNX through jax2onnx, which the main environment need not have."""
 
+import contextlib
 import importlib.util
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from dtp_jax.export.checks import ExportError
-from dtp_jax.export.signature import Signature
+from dtp_jax.export.checks import ExportError, reason
+from dtp_jax.export.signature import Signature, taken
 from dtp_jax.graph import Slim
 
 __all__ = ['check_installed', 'runner', 'write_onnx']
@@ -35,7 +36,7 @@ def write_onnx(
 ) -> None:
   """Writes the slim network as ONNX, variables inside, through jax2onnx.
 
-  Inputs are named by `Signature.names` and outputs 'output_0' and on.
+  Inputs are named by `Signature.names` and outputs 'output_0' and on; random keys are their data.
 
   Raises:
     ExportError: jax2onnx cannot convert the function; with its reason.
@@ -45,20 +46,21 @@ def write_onnx(
   import jax2onnx  # pyright: ignore[reportMissingImports]
 
   leaves, treedef = jax.tree.flatten(signature.structs)
+  program = signature.program(lambda *inputs: slim.apply(slim.variables, *inputs, **kwargs))
 
   def run(*leaves: Any) -> Any:
-    return slim.apply(slim.variables, *jax.tree.unflatten(treedef, leaves), **kwargs)
+    return program(*jax.tree.unflatten(treedef, leaves))
 
-  # Traced here: jax2onnx patches Flax while it traces, and would show the graph operators of its
-  # own in place of the primitives that its rules know.
-  program = jax.make_jaxpr(run)(*leaves)
   try:
+    # Traced here: jax2onnx patches Flax while it traces, and would show the graph operators of its
+    # own in place of the primitives that its rules know.
+    traced = jax.make_jaxpr(run)(*leaves)
     model = jax2onnx.to_onnx(
-      jaxpr_as_fun(program),
+      jaxpr_as_fun(traced),
       inputs=leaves,
       model_name='slim',
       input_names=signature.names,
-      output_names=[f'output_{i}' for i in range(len(program.out_avals))],
+      output_names=[f'output_{i}' for i in range(len(traced.out_avals))],
     )
     path.write_bytes(model.SerializeToString())
   except Exception as error:  # of any type: it has no base class of its own
@@ -68,13 +70,32 @@ def write_onnx(
     ) from error
 
 
-def runner(path: pathlib.Path, names: list[str]) -> Callable[..., list[np.ndarray]]:
-  """The model in a file as a function of inputs, run by onnxruntime on the CPU."""
+def runner(path: pathlib.Path, signature: Signature) -> Callable[..., list[np.ndarray]]:
+  """The model in a file as a function of inputs, run by onnxruntime on the CPU.
+
+  Raises:
+    ExportError: onnxruntime cannot load it, or later run it; with its reason.
+  """
   import onnxruntime  # pyright: ignore[reportMissingImports]
 
-  session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 4  # it raises what is fatal; a warning is a line for every constant
+  fixed = signature.fixed
+  with _told():
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
   def run(*inputs: Any) -> list[np.ndarray]:
-    return session.run(None, dict(zip(names, jax.tree.leaves(inputs), strict=True)))
+    given = jax.tree.leaves(taken(inputs, fixed))
+    with _told():
+      return session.run(None, dict(zip(signature.names, given, strict=True)))
 
   return run
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+  """Errors of onnxruntime as ours."""
+  try:
+    yield
+  except Exception as error:  # of any type: they have no base class of their own
+    raise ExportError(f'onnxruntime cannot run the ONNX model: {reason(error)}') from error

@@ -3,10 +3,10 @@
 import functools
 import math
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from dtp_jax.train import folder as run_folder
 from dtp_jax.train.recipe import Config, build_model
 from dtp_jax.trees import flat, nested
 
-__all__ = ['FinishedRun', 'finish', 'load_run', 'save']
+__all__ = ['FinishedRun', 'finish', 'load_network', 'load_run', 'save']
 
 _CHECKED = 16  # held-out examples that the exported programs are compared on
 
@@ -43,11 +43,12 @@ class FinishedRun(NamedTuple):
   hard: dict[str, np.ndarray]
 
 
-def load_run(workdir: str | pathlib.Path) -> FinishedRun:
+def load_run(workdir: str | pathlib.Path, data: Dataset | None = None) -> FinishedRun:
   """The network of a finished run folder.
 
   Args:
     workdir: run folder of a run that pruned channels.
+    data: its data set, where it is loaded already.
 
   Raises:
     FileNotFoundError: not a run folder, or a run that has not finished; its data set is not
@@ -64,15 +65,30 @@ def load_run(workdir: str | pathlib.Path) -> FinishedRun:
       f'{workdir} pruned {config.prune.granularity}: there are zeros in its pruned.npz and nothing '
       'to shrink. Slim models come from runs with --config.prune.granularity=channels.'
     )
-  data = load(config.data)
-  model, example = build_model(config, data.num_classes), data.example
-  init = functools.partial(model.init, train=False)
-  structs = jax.eval_shape(init, jax.random.key(0), example)
-  graph = trace(model.apply, structs, example, train=False)
+  data = load(config.data) if data is None else data
+  model, variables = load_network(workdir, config, data)
+  graph = trace(model.apply, variables, data.example, train=False)
   masks = {name: jax.ShapeDtypeStruct((n,), bool) for name, n in graph.sizes.items()}
-  pruned = _arrays(workdir / 'pruned.npz', flat(structs), required=flat(structs))
   hard = _arrays(workdir / 'masks.npz', masks)  # of groups that were excluded there is none
-  return FinishedRun(config, data, graph, jax.tree.map(jnp.asarray, nested(pruned)), hard)
+  return FinishedRun(config, data, graph, variables, hard)
+
+
+def load_network(workdir: pathlib.Path, config: Config, data: Dataset) -> tuple[nn.Module, Any]:
+  """The network of a finished run, whatever it pruned: (module, variables of the dense shapes).
+
+  Args:
+    workdir: run folder.
+    config: of the run.
+    data: its data set.
+
+  Raises:
+    FileNotFoundError, ValueError: see `load_run`.
+  """
+  model = build_model(config, data.num_classes)
+  init = functools.partial(model.init, train=False)
+  structs = flat(jax.eval_shape(init, jax.random.key(0), data.example))
+  pruned = _arrays(workdir / 'pruned.npz', structs, required=structs)
+  return model, jax.tree.map(jnp.asarray, nested(pruned))
 
 
 def _arrays(
@@ -115,7 +131,7 @@ def save(
     The manifest.
 
   Raises:
-    ExportError, FileExistsError, ImportError: see `dtp_jax.export.save_slim`.
+    ExportError, FileExistsError, ImportError, LockedError: see `dtp_jax.export.save_slim`.
   """
   return export.save_slim(
     folder,
@@ -140,7 +156,8 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
 
   Returns:
     What is written to `workdir`/slim.json: costs of the dense and the slim network, kept channels,
-    milliseconds of a call (median and quartiles of interleaved repeats), checks of the export.
+    milliseconds of a call (median and quartiles of interleaved repeats), checks and notes of the
+    export.
 
   Raises:
     FileNotFoundError, ValueError: see `load_run`.
@@ -149,8 +166,6 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
   workdir = pathlib.Path(workdir)
   if (workdir / 'slim.json').exists():
     return read_json(workdir / 'slim.json')
-  for leftover in workdir.glob('.slim.*'):  # of exports that were killed
-    shutil.rmtree(leftover, ignore_errors=True)
   run = load_run(workdir)
   manifest = save(run, workdir / 'slim', overwrite=True)
   inputs, apply = run.data.inputs(batch_size), build_model(run.config, run.data.num_classes).apply
@@ -165,6 +180,7 @@ def finish(workdir: str | pathlib.Path, *, batch_size: int = 64) -> dict[str, An
     'batch_size': batch_size,
     'costs': manifest['costs'],
     'checks': manifest['checks'],
+    'notes': manifest['notes'],
     'milliseconds': {name: timing._asdict() for name, timing in timings.items()},
   }
   write_json(workdir / 'slim.json', found)

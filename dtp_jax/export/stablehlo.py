@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.export
 
-from dtp_jax.export.checks import ExportError
+from dtp_jax.export.checks import ExportError, reason
 from dtp_jax.export.signature import Signature
 from dtp_jax.graph import Slim
 from dtp_jax.trees import flat, flatten, nested
@@ -32,13 +32,14 @@ def stablehlo(slim: Slim, signature: Signature, kwargs: Mapping[str, Any]) -> by
     What `jax.export.deserialize` reads.
 
   Raises:
-    ExportError: jax cannot export the function; with its reason.
+    ExportError: jax cannot export the function with this signature; with its reason.
   """
   arrays, rebuild = flatten(slim.variables)
   structs = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
 
-  def run(variables: Mapping[str, Any], *inputs: Any) -> Any:
-    return slim.apply(rebuild(flat(variables)), *inputs, **kwargs)
+  def run(variables: Mapping[str, Any], *given: Any) -> Any:
+    inside = rebuild(flat(variables))
+    return signature.program(lambda *inputs: slim.apply(inside, *inputs, **kwargs))(*given)
 
   try:
     exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(
@@ -46,7 +47,4 @@ def stablehlo(slim: Slim, signature: Signature, kwargs: Mapping[str, Any]) -> by
     )
     return bytes(exported.serialize())
   except Exception as error:  # of any type: what stops it comes from the model or from jax
-    raise ExportError(
-      'jax.export refused the function. It must take any batch size, and inputs and outputs must '
-      f'be arrays in dicts, lists and tuples: {type(error).__name__}: {error}'
-    ) from error
+    raise ExportError(f'jax.export refused the function: {reason(error)}') from error

@@ -5,6 +5,7 @@ from dtp_jax.graph.groups import Group, Leaf, Slice
 from dtp_jax.graph.ranking import rank_layers
 from dtp_jax.graph.shrink import Norms, Slim, difference, shrink
 from dtp_jax.graph.trace import trace
+from dtp_jax.graph.widths import layer_widths
 
 __all__ = [
   'Graph',
@@ -15,6 +16,7 @@ __all__ = [
   'Slice',
   'Slim',
   'difference',
+  'layer_widths',
   'rank_layers',
   'shrink',
   'trace',

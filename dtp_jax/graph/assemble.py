@@ -69,13 +69,9 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
     )
     for atom, name in names.items()
   }
-  states = {leaf.path for leaf in leaves if not leaf.is_param}
-  still = tuple(
-    Group(_label(found[a], states), a.size, tuple(found[a]), a.reason)
-    for a in order
-    if a.reason is not None and not a.hidden and _stands_alone(a, leaves, traced)
-  )
-  return Graph(fn, leaves, groups, still, operators, params, _batch_size(traced, operators))
+  still = [a for a in order if a.reason and not a.hidden and _stands_alone(a, leaves, traced)]
+  frozen = _frozen({a: found[a] for a in still}, leaves)
+  return Graph(fn, leaves, groups, frozen, operators, params, _batch_size(traced, operators))
 
 
 def _occurring(
@@ -131,6 +127,18 @@ def _stands_alone(atom: Atom, leaves: Sequence[Leaf], traced: Traced) -> bool:
     for d in dims
   ]
   return any(atom in on and all(a.reason is not None for a in on) for on in dims)
+
+
+def _frozen(found: dict[Atom, list[Slice]], leaves: Sequence[Leaf]) -> tuple[Group, ...]:
+  """What must keep its size; single channels of one axis, frozen by the same, are one group."""
+  states = {leaf.path for leaf in leaves if not leaf.is_param}
+  groups: dict[Any, Group] = {}
+  for atom, slices in found.items():
+    label = _label(slices, states)
+    key = (label, atom.reason) if atom.size == 1 else atom
+    size = atom.size + (groups[key].size if key in groups else 0)
+    groups[key] = Group(label, size, tuple(slices), atom.reason)
+  return tuple(groups.values())
 
 
 def _label(slices: list[Slice], states: set[Path]) -> str:

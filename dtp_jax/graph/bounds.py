@@ -142,6 +142,12 @@ def _positive(_: Any, *__: Bounds) -> Bounds:
   return SMALLEST, math.inf
 
 
+def _polynomial(_: Any, x: Bounds, first: Bounds, *rest: Bounds) -> Bounds:
+  """Of x, with its coefficients from the constant one on."""
+  vanishes = x == POINT_ZERO or all(one == POINT_ZERO for one in rest)
+  return first if vanishes else UNBOUNDED
+
+
 def _unit(_: Any, *__: Bounds) -> Bounds:
   return 0.0, 1.0
 
@@ -160,6 +166,7 @@ INTERVALS: dict[str, Callable[..., Bounds]] = {
   'min': lambda _, a, b: (min(a[0], b[0]), min(a[1], b[1])),
   'clamp': lambda _, a, x, b: (min(max(x[0], a[0]), b[0]), min(max(x[1], a[1]), b[1])),
   'select_n': lambda _, which, *cases: hull(cases),
+  'polynomial': _polynomial,
   'exp': _positive,
   'exp2': _positive,
   'rsqrt': _positive,

@@ -1,9 +1,10 @@
 """What a value is where a channel is dead: the promise that every axis of an intermediate carries.
 
 Masking parameters makes some values zero at dead channels. A norm turns the zeros into a number
-that all dead channels share, and its scale turns that into zeros again. A sum over channels is
-known from the kept ones alone where the dead are zero, and from the kept ones and one of the dead
-where they are all the same.
+that all dead channels share, and its scale turns that into zeros again. A constant that is added
+(the sines of fixed positions) is what it is, dead or alive. A sum over channels is known from the
+kept ones alone where the dead are zero, from the kept ones and one of the dead where they are all
+the same, and from the kept ones and what constants make of the dead where these are given.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ class Kind(enum.IntEnum):
 
   ANYTHING = 0
   FINITE = 1  # so that 0 times it is 0
-  COMMON = 2  # one and the same number for all dead channels of the axis
-  ZERO = 3
+  GIVEN = 2  # made of captured arrays, and of what does not vary along the axis
+  COMMON = 3  # one and the same number for all dead channels of the axis
+  ZERO = 4
 
 
 class Dead(NamedTuple):
@@ -40,11 +42,11 @@ class Dead(NamedTuple):
 
   @property
   def moved(self) -> Dead:
-    """What is left of it where the elements are moved: one common number is not followed there."""
-    return FINITE if self.kind == Kind.COMMON else self
+    """What is left of it where the elements are moved: only zeros are followed there."""
+    return FINITE if self.kind in (Kind.GIVEN, Kind.COMMON) else self
 
 
-ANYTHING, FINITE = Dead(Kind.ANYTHING), Dead(Kind.FINITE)
+ANYTHING, FINITE, GIVEN = Dead(Kind.ANYTHING), Dead(Kind.FINITE), Dead(Kind.GIVEN)
 # Of what does not vary along the axis, dead or alive.
 STEADY, NOTHING = Dead(Kind.COMMON), Dead(Kind.ZERO)
 
@@ -53,7 +55,7 @@ def together(parts: Iterable[Dead]) -> Dead:
   """What holds of several values at once; their masks add up."""
   parts = tuple(parts)
   kind = min((part.kind for part in parts), default=Kind.ZERO)
-  masks = (part.masks for part in parts) if kind >= Kind.COMMON else ()
+  masks = (part.masks for part in parts) if kind >= Kind.GIVEN else ()
   return Dead(kind, NONE.union(*masks))
 
 

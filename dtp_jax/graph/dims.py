@@ -41,10 +41,10 @@ class Atom:
     self.batch = batch
     self.bound: Dim | None = None
 
-  def divided(self, size: Size) -> Atom:
+  def divided(self, size: Size, reason: str) -> Atom:
     """A part of this atom, frozen if it is, or if there is nothing in it to choose from."""
     if self.reason is None and is_one(size):
-      return Atom(size, 'a single channel', hidden=True)
+      return Atom(size, f'{reason}: a single channel')
     return Atom(size, self.reason, self.hidden, self.batch)
 
 
@@ -132,21 +132,21 @@ def unify(a: Dim, b: Dim, reason: str = 'dims that do not line up') -> None:
     _unify_parts(a, b, reason)
 
 
-def cut(dim: Dim, at: Size) -> tuple[Dim, Dim] | None:
+def cut(dim: Dim, at: Size, reason: str) -> tuple[Dim, Dim] | None:
   """Divides a dim into its first `at` elements and the rest; None if its structure forbids it."""
   dim = resolve(dim)
   if isinstance(dim, Atom):
-    head, tail = dim.divided(at), dim.divided(dim.size - at)
+    head, tail = dim.divided(at, reason), dim.divided(dim.size - at, reason)
     dim.bound = Concat((head, tail))
     return head, tail
   if isinstance(dim, Product):
-    return _cut_product(dim.factors[0], Product(dim.factors[1:]), at)
+    return _cut_product(dim.factors[0], Product(dim.factors[1:]), at, reason)
   before: list[Dim] = []
   for i, part in enumerate(dim.parts):
     if at == 0:
       return Concat(tuple(before)), Concat(dim.parts[i:])
     if at < part.size:
-      halves = cut(part, at)
+      halves = cut(part, at, reason)
       if halves is None:
         return None
       return Concat((*before, halves[0])), Concat((halves[1], *dim.parts[i + 1 :]))
@@ -155,17 +155,17 @@ def cut(dim: Dim, at: Size) -> tuple[Dim, Dim] | None:
   return None
 
 
-def _cut_product(major: Dim, minor: Dim, at: Size) -> tuple[Dim, Dim] | None:
+def _cut_product(major: Dim, minor: Dim, at: Size, reason: str) -> tuple[Dim, Dim] | None:
   """Cuts between elements of the major factor, or inside one: then the minor factor is cut, too."""
   before, inside = at // minor.size, at % minor.size
   if is_none(inside):
-    halves = cut(major, before)
+    halves = cut(major, before, reason)
     return halves and (Product((halves[0], minor)), Product((halves[1], minor)))
   after = major.size - before - 1
   if is_none(after) and is_none(before):
-    return cut(minor, inside)
+    return cut(minor, inside, reason)
   bounds = [n for n, part in ((before, before), (before + 1, after)) if not is_none(part)]
-  majors, minors = segments(major, bounds), cut(minor, inside)
+  majors, minors = segments(major, bounds, reason), cut(minor, inside, reason)
   if majors is None or minors is None:
     return None
   head = [] if is_none(before) else [Product((majors[0], minor))]
@@ -173,11 +173,11 @@ def _cut_product(major: Dim, minor: Dim, at: Size) -> tuple[Dim, Dim] | None:
   return Concat((*head, minors[0])), Concat((minors[1], *tail))
 
 
-def segments(dim: Dim, bounds: Sequence[Size]) -> list[Dim] | None:
+def segments(dim: Dim, bounds: Sequence[Size], reason: str) -> list[Dim] | None:
   """Divides a dim at increasing interior `bounds`; None (nothing said) if one does not fit."""
   pieces, start = [], 0
   for bound in bounds:
-    halves = cut(dim, bound - start)
+    halves = cut(dim, bound - start, reason)
     if halves is None:
       return None
     pieces.append(halves[0])
@@ -220,7 +220,7 @@ def _align_products(a: list[Dim], b: list[Dim], reason: str) -> bool:
       a, b, x, y = b, a, y, x  # the larger one is split
     if x.size % y.size:
       return False
-    major = x.divided(x.size // y.size) if isinstance(x, Atom) else Atom(x.size // y.size)
+    major = x.divided(x.size // y.size, reason) if isinstance(x, Atom) else Atom(x.size // y.size)
     unify(x, Product((major, y)), reason)
     a.append(major)
 
@@ -243,7 +243,7 @@ def _unify_parts(a: Dim, b: Dim, reason: str) -> None:
   if isinstance(b, Concat) and b.parts[0].size < bound:
     a, b, bound = b, a, b.parts[0].size
     first = a.parts[0]
-  halves = cut(b, bound) if bound < b.size else None
+  halves = cut(b, bound, reason) if bound < b.size else None
   if halves is None:
     freeze(a, reason)
     freeze(b, reason)

@@ -19,7 +19,7 @@ from jax.extend import core as jex
 
 from dtp_jax.graph import bounds as interval
 from dtp_jax.graph.bounds import UNBOUNDED, Bounds
-from dtp_jax.graph.dead import ANYTHING, FINITE, NONE, NOTHING, STEADY, Dead, Kind, Masks
+from dtp_jax.graph.dead import ANYTHING, FINITE, GIVEN, NONE, NOTHING, STEADY, Dead, Kind, Masks
 from dtp_jax.graph.dims import UNIT, Atom, Dim, Size, atoms, freeze, frozen, is_one, unify
 from dtp_jax.graph.origins import ELEMENTWISE, FOLLOWED
 
@@ -291,8 +291,8 @@ class Flow:
     self.contractions.append(Contraction(dim, options, read, reason))
 
   def reduce(self, dim: Dim, eqn: Any, dead: Dead) -> None:
-    """Notes a reduction over `dim`, which can do without the dead if they are all the same."""
-    options = (dead.masks,) if dead.kind >= Kind.COMMON else ()
+    """Notes a reduction over `dim`, which can do without the dead if these are known."""
+    options = (dead.masks,) if dead.kind >= Kind.GIVEN else ()
     self.contractions.append(Contraction(dim, options, NONE, self.reason(eqn, ' over it')))
 
   def operate(
@@ -393,7 +393,7 @@ def constant(value: Any) -> Value:
   if is_key:
     return plain([fixed(s, 'a random key') for s in shape], CONSTANT)
   dims = tuple(fresh(s) for s in shape)
-  return Value(dims, (FINITE,) * len(dims), CONSTANT, interval.point(value))
+  return Value(dims, (GIVEN,) * len(dims), CONSTANT, interval.point(value))
 
 
 def origin_of(ins: Sequence[Value]) -> int:

@@ -1,7 +1,8 @@
 """Where an axis of a result comes from, for primitives through which dead channels are followed.
 
-A number that all dead channels share is computed once, on arrays in which the axis has size 1. That
-needs primitives that treat every position of it alike, and to know the axis in each operand.
+A number that all dead channels share is computed once, on arrays in which the axis has size 1, and
+what constants make of the dead channels on arrays of these alone. That needs primitives that treat
+every position of the axis alike, and to know the axis in each operand.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ ELEMENTWISE = (
   'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'igamma', 'igamma_grad_a', 'igammac',
   'imag', 'integer_pow', 'is_finite', 'layout_constraint', 'le', 'le_to', 'lgamma', 'log',
   'log1p', 'log2', 'logistic', 'lt', 'lt_to', 'max', 'min', 'mul', 'mulhi', 'name', 'ne', 'neg',
-  'nextafter', 'not', 'one_minus_square', 'or', 'polygamma', 'population_count', 'pow', 'real',
+  'nextafter', 'not', 'one_minus_square', 'or', 'polygamma', 'polynomial', 'population_count',
+  'pow', 'real',
   'reduce_precision', 'regularized_incomplete_beta', 'rem', 'round', 'rsqrt', 'select_n',
   'sharding_constraint', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'sign',
   'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'sub', 'tan', 'tanh', 'xor', 'zeros_like',
@@ -28,7 +30,8 @@ REDUCTIONS = ('reduce_sum', 'reduce_max', 'reduce_min')
 # Calls that are replayed where they stand, so that what is outside can be seen from inside.
 PLAIN_CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'composite', 'eval_jaxpr')
 FOLLOWED = frozenset((
-  *ELEMENTWISE, *REDUCTIONS, 'broadcast_in_dim', 'transpose', 'squeeze', 'reshape',
+  *ELEMENTWISE, *REDUCTIONS, 'broadcast_in_dim', 'transpose', 'squeeze', 'reshape', 'slice',
+  'dynamic_slice', 'gather', 'concatenate', 'iota',
 ))  # fmt: skip
 
 
@@ -37,7 +40,8 @@ def origins(eqn: Any, axis: int) -> list[int | None]:
 
   Args:
     eqn: an equation of one of the primitives `FOLLOWED`.
-    axis: an axis of its result, not of size 1; one that keeps its size, if of a reshape.
+    axis: an axis of its result, not of size 1; one that is taken whole, if of a reshape, a slice or
+      a gather, and none along which operands are concatenated.
   """
   match eqn.primitive.name:
     case 'broadcast_in_dim':
@@ -45,10 +49,16 @@ def origins(eqn: Any, axis: int) -> list[int | None]:
       found = places.index(axis) if axis in places else None
     case 'transpose':
       found = eqn.params['permutation'][axis]
+    case 'dynamic_slice':
+      found = axis
     case 'squeeze':
       found = _behind(axis, eqn.params['dimensions'])
     case 'reduce_sum' | 'reduce_max' | 'reduce_min':
       found = _behind(axis, eqn.params['axes'])
+    case 'gather':
+      numbers = eqn.params['dimension_numbers']
+      gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+      found = _behind(numbers.offset_dims.index(axis), gone)
     case 'reshape':
       found = _unmerged(tuple(eqn.invars[0].aval.shape), tuple(eqn.outvars[0].aval.shape), axis)
     case _:

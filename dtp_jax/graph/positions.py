@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
 
-from dtp_jax.graph.dims import Atom, Concat, Dim, Product, atoms, resolve
+from dtp_jax.graph.dims import Atom, Concat, Dim, Product, Size, atoms, resolve
 
 Kept: TypeAlias = Mapping[Atom, np.ndarray]
 
@@ -29,6 +30,16 @@ def positions(dim: Dim, kept: Kept) -> np.ndarray:
     return result
   offsets = np.cumsum([0, *(part.size for part in dim.parts)])
   return np.concatenate([o + positions(p, kept) for o, p in zip(offsets, dim.parts, strict=False)])
+
+
+def count(dim: Dim, kept: Kept) -> Size:
+  """How many positions of the dim remain; symbolic where a factor that loses none is."""
+  dim = resolve(dim)
+  if isinstance(dim, Atom):
+    return len(kept[dim]) if dim in kept else dim.size
+  if isinstance(dim, Product):
+    return math.prod(count(factor, kept) for factor in dim.factors)
+  return sum(count(part, kept) for part in dim.parts)
 
 
 def occurrences(dim: Dim) -> list[tuple[Atom, np.ndarray]]:

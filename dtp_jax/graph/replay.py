@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +19,14 @@ from dtp_jax.graph.dead import Kind
 from dtp_jax.graph.dims import Dim
 from dtp_jax.graph.flow import Scope, Value, shape_of
 from dtp_jax.graph.origins import REDUCTIONS, origins
-from dtp_jax.graph.positions import Kept, positions, pruned
+from dtp_jax.graph.positions import Kept, count, positions, pruned
 from dtp_jax.graph.replay_calls import run_call
 from dtp_jax.graph.rules_gather import known_start
 
-Axes = frozenset[int]
-NO_AXES: Axes = frozenset()
+# Axes on which a value is looked at where channels are dead: how many of them there are, or one if
+# these are all the same.
+Axes: TypeAlias = Mapping[int, int]
+NO_AXES: Axes = {}
 
 
 def replay(scope: Scope, kept: Kept, args: Sequence[Any], refit: bool = False) -> list[Any]:
@@ -40,11 +42,11 @@ def replay(scope: Scope, kept: Kept, args: Sequence[Any], refit: bool = False) -
 
 
 class Frame:
-  """One run of a scope: its arrays on kept channels, and on demand what they are at a dead one.
+  """One run of a scope: its arrays on kept channels, and on demand what they are at dead ones.
 
   A reduction over channels that are all the same where they are dead needs one of them beside the
-  kept. It is computed on arrays of size 1 on that axis, backwards from the reduction to where the
-  dead channels are zero.
+  kept, and all of them where constants make them what they are. They are computed on arrays of
+  these channels alone, backwards from the reduction to zeros and constants.
   """
 
   def __init__(
@@ -58,7 +60,8 @@ class Frame:
     self.scope, self.kept, self.refit = scope, kept, refit
     self.outside = outside  # (argument, axes) -> that argument at dead channels of these axes
     self.arrays = dict(zip(scope.jaxpr.invars, args, strict=True))
-    for var, const in zip(scope.jaxpr.constvars, scope.consts, strict=True):
+    self.consts = dict(zip(scope.jaxpr.constvars, scope.consts, strict=True))
+    for var, const in self.consts.items():
       self.arrays[var] = take(const, scope.values[var].dims, kept)
     self.inner: dict[int, Frame] = {}  # by equation
     self.made: dict[Any, tuple[int, int]] = {}  # variable -> its equation, and which result
@@ -72,15 +75,17 @@ class Frame:
     return [self.at(var) for var in self.scope.jaxpr.outvars]
 
   def at(self, var: Any, dead: Axes = NO_AXES) -> Any:
-    """A variable: its kept channels, but on the axes `dead` one dead channel, of size 1."""
+    """A variable: its kept channels, but on the axes `dead` the dead ones, or one of them."""
     if isinstance(var, jex.Literal):
       return var.val
     if not dead:
       return self.arrays[var]
     value = self.scope.value(var)
     if any(value.dead[d].kind == Kind.ZERO for d in dead):
-      shape = [1 if d in dead else n for d, n in enumerate(jnp.shape(self.arrays[var]))]
+      shape = [dead.get(d, n) for d, n in enumerate(jnp.shape(self.arrays[var]))]
       return jnp.zeros(shape, self.arrays[var].dtype)
+    if var in self.consts:
+      return take(self.consts[var], value.dims, self.kept, dead)
     if var not in self.made:
       assert self.outside is not None
       return self.outside(self.scope.jaxpr.invars.index(var), dead)
@@ -91,30 +96,32 @@ class Frame:
 
   def _evaluate(self, eqn: Any, dead: Axes) -> Any:
     """The one result of an equation that treats every position of the axes `dead` alike."""
-    axes: list[set[int]] = [set() for _ in eqn.invars]
-    for axis in dead:
+    axes: list[dict[int, int]] = [{} for _ in eqn.invars]
+    for axis, number in dead.items():
       for found, origin in zip(axes, origins(eqn, axis), strict=True):
-        found |= set() if origin is None else {origin}
+        found |= {} if origin is None else {origin: number}
     if eqn.primitive.name in REDUCTIONS:
-      return self._reduce(eqn, frozenset(axes[0]))
-    args = [self.at(var, frozenset(d)) for var, d in zip(eqn.invars, axes, strict=True)]
+      return self._reduce(eqn, axes[0])
+    args = [self.at(var, d) for var, d in zip(eqn.invars, axes, strict=True)]
     return _bind(eqn, self.scope, self.kept, args, dead)[0]
 
   def _reduce(self, eqn: Any, dead: Axes) -> Any:
-    """A reduction of kept channels and, as often as there are dead ones, of one of them."""
+    """A reduction of kept channels and of the dead, or of one of these as often as there are."""
     (var,), name = eqn.invars, eqn.primitive.name
     value, sizes = self.scope.value(var), tuple(var.aval.shape)
-    matter = (Kind.COMMON,) if name == 'reduce_sum' else (Kind.COMMON, Kind.ZERO)
+    matter = (Kind.GIVEN, Kind.COMMON, *([] if name == 'reduce_sum' else [Kind.ZERO]))
     missing = {
       d: sizes[d] - size(value.dims[d], sizes[d], self.kept)
       for d in eqn.params['axes']
       if d not in dead and value.dead[d].kind in matter and pruned(value.dims[d], self.kept)
     }
+    each = {d: n if value.dead[d].kind == Kind.GIVEN else 1 for d, n in missing.items()}
     total = None
     for chosen in _subsets([] if self.refit else list(missing)):
-      part = _bind(eqn, self.scope, self.kept, [self.at(var, dead | chosen)], dead)[0]
+      looked_at = {**dead, **{d: each[d] for d in chosen}}
+      part = _bind(eqn, self.scope, self.kept, [self.at(var, looked_at)], dead)[0]
       if name == 'reduce_sum':
-        part = part * np.asarray(math.prod(missing[d] for d in chosen), part.dtype)
+        part = part * np.asarray(math.prod(missing[d] // each[d] for d in chosen), part.dtype)
       total = part if total is None else JOIN[name](total, part)
     return total
 
@@ -150,17 +157,19 @@ class Frame:
 JOIN = {'reduce_sum': jnp.add, 'reduce_max': jnp.maximum, 'reduce_min': jnp.minimum}
 
 
-def _subsets(items: list[int]) -> list[Axes]:
+def _subsets(items: list[int]) -> list[tuple[int, ...]]:
   """All subsets, the empty one first."""
   sizes = range(len(items) + 1)
-  return [frozenset(chosen) for n in sizes for chosen in itertools.combinations(items, n)]
+  return [chosen for n in sizes for chosen in itertools.combinations(items, n)]
 
 
-def take(array: Any, dims: Sequence[Dim], kept: Kept) -> Any:
-  """The elements of an array of the traced size that remain."""
+def take(array: Any, dims: Sequence[Dim], kept: Kept, dead: Axes = NO_AXES) -> Any:
+  """The elements of an array of the traced size that remain; on the axes `dead` the others."""
   for axis, dim in enumerate(dims):
     if pruned(dim, kept):
       index = positions(dim, kept)
+      if axis in dead:
+        index = np.setdiff1d(np.arange(dim.size), index)
       array = (
         np.take(array, index, axis)
         if isinstance(array, np.ndarray)
@@ -177,23 +186,24 @@ def within(dim: Dim, start: int, limit: int, kept: Kept) -> tuple[int, int]:
 
 def size(dim: Dim, traced: Any, kept: Kept) -> Any:
   """The size of a dim after pruning; `traced` (perhaps symbolic) if it loses nothing."""
-  return len(positions(dim, kept)) if pruned(dim, kept) else traced
+  return count(dim, kept) if pruned(dim, kept) else traced
 
 
 def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_AXES) -> list[Any]:
-  """One equation that calls nothing; the axes `dead` of its result have size 1."""
+  """One equation that calls nothing; the axes `dead` of its result have the dead channels."""
   ins = [scope.value(var) for var in eqn.invars]
   outs = [scope.values[var] for var in eqn.outvars]
   params = {**eqn.primitive.get_bind_params(eqn.params), **_resized(eqn, ins, outs, kept, args)}
+  generated = eqn.primitive.name in ('iota', 'random_bits')
   for key in ('shape', 'new_sizes'):
-    if key in params:
-      params[key] = tuple(1 if d in dead else n for d, n in enumerate(params[key]))
+    if key in params and not generated:
+      params[key] = tuple(dead.get(d, n) for d, n in enumerate(params[key]))
   if eqn.primitive.name == 'gather':
     args = [args[0], _start(eqn, ins, kept, args[1])]
   result = eqn.primitive.bind(*args, **params)
   results = result if eqn.primitive.multiple_results else [result]
-  if eqn.primitive.name in ('iota', 'random_bits'):  # at the traced size, so that the kept agree
-    results = [take(results[0], outs[0].dims, kept)]
+  if generated:  # at the traced size, so that the kept agree
+    results = [take(results[0], outs[0].dims, kept, dead)]
   return list(results)
 
 
@@ -212,16 +222,18 @@ def _resized(
     case 'reshape':
       return {'new_sizes': sizes(outs[0].dims, params['new_sizes'])}
     case 'gather':
-      return {'slice_sizes': _gathered(eqn, ins, kept)}
+      return {'slice_sizes': _gathered(eqn, ins, kept, args[0])}
     case 'dynamic_slice':
-      return {'slice_sizes': sizes(ins[0].dims, params['slice_sizes'])}
+      pairs = zip(ins[0].dims, params['slice_sizes'], args[0].shape, strict=True)
+      return {'slice_sizes': tuple(n if pruned(dim, kept) else part for dim, part, n in pairs)}
     case 'split':
       return {'sizes': sizes([out.dims[params['axis']] for out in outs], params['sizes'])}
     case 'slice':  # ends move to the number of kept positions before them
       starts, limits = list(params['start_indices']), list(params['limit_indices'])
       for d, dim in enumerate(ins[0].dims):
         if pruned(dim, kept):
-          if (params['strides'] or [1] * len(starts))[d] != 1:
+          whole = (starts[d], limits[d]) == (0, dim.size)
+          if whole or (params['strides'] or [1] * len(starts))[d] != 1:
             limits[d] = args[0].shape[d]  # whole runs go, so the first one starts where it did
             continue
           starts[d], limits[d] = within(dim, starts[d], limits[d], kept)
@@ -234,7 +246,7 @@ def _resized(
       return {}
 
 
-def _gathered(eqn: Any, ins: list[Value], kept: Kept) -> tuple[Any, ...]:
+def _gathered(eqn: Any, ins: list[Value], kept: Kept, table: Any) -> tuple[Any, ...]:
   """How much of each axis a gather takes: all that is left, or what is left of a window."""
   numbers, start = eqn.params['dimension_numbers'], known_start(eqn, ins[1])
   taken = list(eqn.params['slice_sizes'])
@@ -245,7 +257,7 @@ def _gathered(eqn: Any, ins: list[Value], kept: Kept) -> tuple[Any, ...]:
     ):
       continue
     if taken[d] == whole:
-      taken[d] = size(dim, whole, kept)
+      taken[d] = table.shape[d]
     elif start is not None:
       first, last = within(dim, start, start + taken[d], kept)
       taken[d] = last - first

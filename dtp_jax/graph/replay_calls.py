@@ -83,6 +83,8 @@ def _custom(inner: Custom, eqn: Any, args: list[Any], run: Run) -> list[Any]:
   body = _bound(run, inner.body)
   if derivative is None:
     return body(*args)
+  if isinstance(derivative, Exception):
+    return _underivable(body, derivative)(*args)
 
   def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     outs = body(*primals)
@@ -107,6 +109,19 @@ def _custom(inner: Custom, eqn: Any, args: list[Any], run: Run) -> list[Any]:
   return fn(*args)
 
 
-def _no_tangent(array: Any) -> np.ndarray:
-  """What jax takes as the derivative of integers."""
+def _underivable(body: Callable[..., list[Any]], error: Exception) -> Callable[..., list[Any]]:
+  """A function that raises an error when it is differentiated."""
+
+  def refuse(*_: Any) -> Any:
+    raise error
+
+  fn = jax.custom_vjp(body)
+  fn.defvjp(refuse, refuse)
+  return fn
+
+
+def _no_tangent(array: Any) -> Any:
+  """What jax takes as the derivative by integers; and zeros, by what was closed over."""
+  if jnp.issubdtype(jnp.result_type(array), jnp.inexact):
+    return jnp.zeros_like(array)
   return np.zeros(jnp.shape(array), jax.dtypes.float0)

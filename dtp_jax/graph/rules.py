@@ -39,7 +39,7 @@ def _dead(eqn: Any, ins: Sequence[Value], axis: int, rank: int) -> Dead:
     if interval.bounds(eqn, given) == interval.POINT_ZERO:
       return together(parts[n] for n in chosen)
   known = together(parts)
-  return Dead(Kind.COMMON, known.masks) if known.kind >= Kind.COMMON else FINITE
+  return Dead(min(known.kind, Kind.COMMON), known.masks) if known.kind >= Kind.GIVEN else FINITE
 
 
 def _enough(

@@ -2,7 +2,8 @@
 
 A function with its own derivative is entered twice: its body for the value, and the jaxpr of its
 derivative so that replay can keep it (a ReLU's slope at 0 is 0; that of max(x, 0) is 1/2). Within
-a derivative further custom rules are entered as plain bodies, for they may call themselves.
+a derivative further custom rules are entered as plain bodies, for they may call themselves. A
+derivative that cannot be traced is no obstacle: whoever differentiates gets its error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax.graph.dims import unify
-from dtp_jax.graph.flow import Flow, Scope, Value, call_rule, plain, sealed
+from dtp_jax.graph.flow import CONSTANT, Flow, Scope, Value, call_rule, plain, sealed
 from dtp_jax.graph.origins import PLAIN_CALLS
 
 
@@ -24,12 +25,12 @@ class Custom(NamedTuple):
   Attributes:
     body: the function.
     derivative: primals and tangents to primals and tangents (jvp), or primals and cotangents to
-      cotangents (vjp); None inside a derivative.
+      cotangents (vjp); None inside a derivative; where there is none, the error that says so.
     floats: which arguments can be differentiated.
   """
 
   body: Scope
-  derivative: Scope | None
+  derivative: Scope | Exception | None
   floats: tuple[int, ...]
 
 
@@ -58,10 +59,15 @@ def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
   ins = [sealed(value) for value in ins]
   outs, body = flow.walk(eqn.params['call_jaxpr'], ins)
   outs = [sealed(out) for out in outs]
-  floats = tuple(i for i, v in enumerate(eqn.invars) if is_float(v))
+  # A vjp says nothing of what its function has closed over, which stands first.
+  closed_over = eqn.params.get('num_consts', 0) if eqn.primitive.name == 'custom_vjp_call' else 0
+  floats = tuple(i for i, v in enumerate(eqn.invars) if i >= closed_over and is_float(v))
   float_outs = [o for o, v in zip(outs, eqn.outvars, strict=True) if is_float(v)]
   if flow.in_derivative or not floats or not float_outs:
     return outs, Custom(body, None, floats)
+  if any(value.origin != CONSTANT for value in ins[:closed_over]):
+    error = TypeError(f'{flow.reason(eqn)} has no derivative by the values it has closed over')
+    return outs, Custom(body, error, floats)
 
   def jvp(args: list[Any], tangents: list[Any]) -> Any:
     return jax.jvp(_of_floats(eqn, args, floats), [args[i] for i in floats], tangents)
@@ -71,11 +77,17 @@ def custom(flow: Flow, eqn: Any, ins: list[Value]) -> tuple[list[Value], Any]:
     return pullback(cotangents)
 
   structs, float_ins = [_struct(v) for v in eqn.invars], [ins[i] for i in floats]
-  if eqn.primitive.name == 'custom_jvp_call':
-    jaxpr = jax.make_jaxpr(jvp)(structs, [structs[i] for i in floats])
+  is_jvp = eqn.primitive.name == 'custom_jvp_call'
+  given = (
+    [structs[i] for i in floats] if is_jvp else [_struct(v) for v in eqn.outvars if is_float(v)]
+  )
+  try:
+    jaxpr = jax.make_jaxpr(jvp if is_jvp else vjp)(structs, given)
+  except Exception as error:  # of any type: it comes from the function's own derivative
+    return outs, Custom(body, error, floats)
+  if is_jvp:
     scope = _derivative(flow, eqn, jaxpr, [*ins, *float_ins], 2 * float_outs)
   else:
-    jaxpr = jax.make_jaxpr(vjp)(structs, [_struct(v) for v in eqn.outvars if is_float(v)])
     unpromised = [plain(v.dims) for v in (*ins, *float_outs)]
     noted = len(flow.contractions)
     scope = _derivative(flow, eqn, jaxpr, unpromised, float_ins)

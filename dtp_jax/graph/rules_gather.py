@@ -1,10 +1,10 @@
-"""The rule of gather: tables looked up by rows, constant windows, rows of a batch."""
+"""Rules of gather and scatter: tables looked up by rows, constant windows, rows of a batch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dtp_jax.graph.dead import ANYTHING
+from dtp_jax.graph.dead import ANYTHING, together
 from dtp_jax.graph.dims import freeze, unify
 from dtp_jax.graph.flow import Flow, Value, fixed, origin_of, rule, shape_of
 from dtp_jax.graph.rules_shape import window
@@ -30,14 +30,45 @@ def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
       pieces[d] = fixed(taken[d], flow.reason(eqn))
   dead = [ANYTHING] * len(dims)
   for d, i in zip(batched, numbers.start_indices_batching_dims, strict=True):
-    dead[i] = table.dead[d]
+    dead[i] = table.dead[d].moved
   kept = [d for d in range(len(size)) if d not in (*rows, *batched)]
   for d, axis in zip(kept, numbers.offset_dims, strict=True):  # increasing, so each in its place
     dims.insert(axis, pieces[d])
-    dead.insert(axis, table.dead[d])
+    dead.insert(axis, table.dead[d] if pieces[d] is table.dims[d] else table.dead[d].moved)
     if table.fixed and table.makers(d) and pieces[d] is table.dims[d]:  # an embedding
       flow.productions.append((table.makers(d), table.dims[d]))
   return [Value(tuple(dims), tuple(dead), origin_of(ins))]
+
+
+@rule('scatter', 'scatter-add', 'scatter-sub', 'scatter-mul', 'scatter-min', 'scatter-max')
+def scatter(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
+  """Axes written whole pass; those written in part freeze, and those of the indices."""
+  if eqn.primitive.name == 'scatter' and eqn.params['update_jaxpr'] is not None:
+    return None  # of any function
+  value, indices, update = ins
+  numbers, reason = eqn.params['dimension_numbers'], flow.reason(eqn, ' writes parts of it')
+  batched, windows = numbers.operand_batching_dims, numbers.update_window_dims
+  kept = [d for d in range(len(value.dims)) if d not in (*numbers.inserted_window_dims, *batched)]
+  rows = [u for u in range(len(update.dims)) if u not in windows]
+  places = [rows[i] for i in numbers.scatter_indices_batching_dims]
+  whole = {d: u for d, u in zip(kept, windows, strict=True) if _same_size(eqn, d, u)}
+  whole |= dict(zip(batched, places, strict=True))
+  for u, dim in zip(rows, indices.dims[:-1], strict=True):
+    unify(update.dims[u], dim, reason)
+  for d, dim in enumerate(value.dims):
+    if d in whole:
+      unify(dim, update.dims[whole[d]], reason)
+      value = value.with_dead(d, together((value.dead[d], update.dead[whole[d]])))
+    else:
+      freeze(dim, reason)
+  for u in range(len(update.dims)):
+    if u not in whole.values():
+      freeze(update.dims[u], reason)
+  return [value._replace(origin=origin_of(ins))]
+
+
+def _same_size(eqn: Any, axis: int, update_axis: int) -> bool:
+  return shape_of(eqn.invars[0])[axis] == shape_of(eqn.invars[2])[update_axis]
 
 
 def known_start(eqn: Any, indices: Value) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dtp_jax.graph.bounds import POINT_ZERO
-from dtp_jax.graph.dead import NOTHING, STEADY, Dead, together
+from dtp_jax.graph.dead import FINITE, GIVEN, NOTHING, STEADY, Dead, together
 from dtp_jax.graph.dims import UNIT, Concat, Dim, Product, freeze, frozen, is_one, segments, unify
 from dtp_jax.graph.flow import (
   CONSTANT,
@@ -60,7 +60,7 @@ def reshape(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
   dead = [STEADY] * len(sizes)
   reason = flow.reason(eqn, ' that no product of its axes explains')
   for ins_axes, out_axes in runs:
-    inside = together(value.dead[d] for d in ins_axes)
+    inside = together(value.dead[d] for d in ins_axes if not frozen(value.dims[d]))
     outs = [fresh(sizes[d]) for d in out_axes]
     if len(ins_axes) == 1 and len(outs) == 1:
       outs = [value.dims[ins_axes[0]]]
@@ -101,6 +101,7 @@ def concatenate(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   dims = flow.unify(eqn, [v.with_dim(axis, UNIT) for v in ins])
   dims[axis] = parts
   dead = [together(_undecided(ins, d)) for d in range(len(dims))]
+  dead[axis] = dead[axis].moved
   return [Value(tuple(dims), tuple(dead), origin_of(ins))]
 
 
@@ -142,10 +143,13 @@ def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
   strides = eqn.params['strides'] or (1,) * len(starts)
   for d, size in enumerate(shape_of(eqn.outvars[0])):
+    if size == sizes[d]:
+      continue
     if strides[d] != 1:
-      value = value.with_dim(d, _every(flow, eqn, value.dims[d], starts[d], strides[d], size))
-    elif size != sizes[d]:
-      value = value.with_dim(d, window(flow, eqn, value.dims[d], starts[d], limits[d]))
+      part = _every(flow, eqn, value.dims[d], starts[d], strides[d], size)
+    else:
+      part = window(flow, eqn, value.dims[d], starts[d], limits[d])
+    value = value.with_dim(d, part).with_dead(d, value.dead[d].moved)
   return [value]
 
 
@@ -211,7 +215,9 @@ def generated(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
   """Elements from nothing: fresh dims. Replay makes all of them and takes those that are kept."""
   sizes = shape_of(eqn.outvars[0])
   keys = [dim for value in ins for dim in value.dims]
-  return [plain([*keys, *(fresh(size) for size in sizes[len(keys) :])], CONSTANT)]
+  dims = (*keys, *(fresh(size) for size in sizes[len(keys) :]))
+  known = GIVEN if eqn.primitive.name == 'iota' else FINITE
+  return [Value(dims, (known,) * len(dims), CONSTANT)]
 
 
 @rule('dynamic_slice')
@@ -244,7 +250,8 @@ def dynamic_update_slice(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
 def divided(flow: Flow, eqn: Any, dim: Dim, lengths: list[int]) -> list[Dim]:
   """Consecutive pieces of a dim; a dim that cannot be cut there freezes."""
   if not frozen(dim):
-    pieces = segments(dim, list(np.cumsum(lengths)[:-1].tolist()))
+    bounds = list(np.cumsum(lengths)[:-1].tolist())
+    pieces = segments(dim, bounds, flow.reason(eqn, ' cuts it'))
     if pieces is not None:
       return pieces
     freeze(dim, flow.reason(eqn, ' cuts it where it cannot be divided'))

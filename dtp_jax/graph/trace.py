@@ -183,7 +183,7 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
       if leaf.is_param
       else Value(dims, (FINITE,) * len(dims), CONSTANT)
     )
-  first = _batched([struct.shape for struct in structs[len(leaves) :]])
+  first = batched([struct.shape for struct in structs[len(leaves) :]])
   for i, struct in enumerate(structs[len(leaves) :]):
     dims = tuple(
       UNIT if is_one(size) else Atom(size, 'an input', batch=i == first and d == 0)
@@ -192,7 +192,7 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
     yield Value(dims, (FINITE,) * len(dims), ACTIVATION)
 
 
-def _batched(shapes: Sequence[tuple[Any, ...]]) -> int | None:
+def batched(shapes: Sequence[tuple[Any, ...]]) -> int | None:
   """Which of the inputs has the batch along its leading axis."""
   ranked = ((min(len(shape), 2), -i) for i, shape in enumerate(shapes) if shape)
   best = max(ranked, default=None)

@@ -54,6 +54,12 @@ class Line:
     return {run['seed']: self.measure.of(run) for run in self.runs}
 
   @property
+  def rate(self) -> float | None:
+    """Predictions a second, the median over the seeds that were timed; None where none was."""
+    found = [run['per_second'] for run in self.runs if run.get('per_second', '') != '']
+    return statistics.median(found) if found else None
+
+  @property
   def mean(self) -> float:
     """Mean of the values over the seeds."""
     return statistics.mean(self.values.values())

@@ -20,6 +20,7 @@ class Measure(NamedTuple):
     digits: behind the point.
     perfect: the value without any error; larger values are worse if it is 0.
     axis: what stands at a figure's axis.
+    rate: what a network predicts in a second.
   """
 
   column: str
@@ -29,6 +30,7 @@ class Measure(NamedTuple):
   digits: int
   perfect: float
   axis: str
+  rate: str
 
   def of(self, run: Mapping[str, Any]) -> float:
     """The figure of a row of the CSV."""
@@ -57,6 +59,7 @@ MEASURES = {
     digits=2,
     perfect=100.0,
     axis='test accuracy, % (log of the errors)',
+    rate='images per second',
   ),
   'bits_per_byte': Measure(
     column='loss',
@@ -66,5 +69,6 @@ MEASURES = {
     digits=3,
     perfect=0.0,
     axis='bits per byte (log)',
+    rate='tokens per second',
   ),
 }

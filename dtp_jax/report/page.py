@@ -63,6 +63,7 @@ def _study(study, figure, published) -> dict[str, Any]:
     'figure': base64.b64encode(figure).decode() if figure else '',
     'caption': _caption(study, theirs),
     'by_budget': tables.by_budget(study),
+    'rates': tables.rates(study),
     'against_best': tables.against(study, 'best baseline'),
     'against_dense': tables.against(study, 'dense'),
     'published': tables.of_published(theirs),

@@ -31,8 +31,8 @@ _TYPES: dict[str, type] = {
   'dense_accuracy': float, 'gap': float,
   'requested': int, 'achieved': int, 'total': int, 'parameters': int, 'parameters_left': int,
   'macs': int, 'macs_left': int, 'dense_steps': int, 'soft_steps': int, 'hard_steps': int,
-  'seconds': float, 'run': str, 'config': str, 'dtp-jax': str, 'jax': str, 'flax': str,
-  'optax': str, 'python': str, 'device': str, 'cpus': int, 'command': str,
+  'seconds': float, 'per_second': float, 'run': str, 'config': str, 'dtp-jax': str, 'jax': str,
+  'flax': str, 'optax': str, 'python': str, 'device': str, 'cpus': int, 'command': str,
 }  # fmt: skip
 COLUMNS = tuple(_TYPES)
 
@@ -112,6 +112,7 @@ def _row(folder: pathlib.Path, name: str) -> Row:
     found = {
       'loss': None,  # runs of 0.3.0 and before say neither this nor what they are compared by
       'measure': None,
+      'per_second': _per_second(folder),
       **environment['versions'],
       **environment,
       **summary,
@@ -144,6 +145,12 @@ def _checked(field, value):
   if not isinstance(value, kind) or isinstance(value, bool):
     raise TypeError(f'{field} is {value!r}, not of type {_TYPES[field].__name__}')
   return value
+
+
+def _per_second(folder):
+  """Predictions a second, where the network was timed; see `dtp_jax.export.throughput`."""
+  path = folder / 'throughput.json'
+  return read_json(path)['per_second'] if path.exists() else None
 
 
 def _macs(summary):

@@ -115,8 +115,9 @@ def _slim_lines(workdir):
   return [
     str(Table(('network', 'MACs', 'parameters', timed, 'quartiles'), rows)),
     f'The slim model is {ratio:.2f} times as fast (median of interleaved repeats on this device). '
-    'It lies in slim/: variables.safetensors, kept.json and StableHLO for any batch size; its '
-    f'outputs differ from those of the masked network by at most {worst:.1e} of the largest.',
+    'It lies in slim/: variables.safetensors, kept.json and StableHLO; its outputs differ from '
+    f'those of the masked network by at most {worst:.1e} of the largest.',
+    *slim['notes'],
     '',
   ]
 

@@ -20,6 +20,7 @@ __all__ = [
   'of_published',
   'of_runs',
   'percent',
+  'rates',
   'summary',
 ]
 
@@ -52,9 +53,7 @@ def markdown(rows: Sequence[Row]) -> str:
   parts = []
   for study in studies_of(cells):
     parts.append(f'{heading(study)}:\n\n{by_budget(study)}')
-    differences = summary(study)
-    if differences.rows:
-      parts.append(str(differences))
+    parts += [str(table) for table in (summary(study), rates(study)) if table.rows]
   return '\n'.join(parts)
 
 
@@ -71,11 +70,12 @@ def percent(keep: float) -> str:
 
 
 def of_cell(cell: Cell) -> Table:
-  """One cell in full: seeds, measure, what was kept, seconds (the median)."""
+  """One cell in full: seeds, measure, what was kept, seconds and predictions a second (medians)."""
   totals = {run['total'] for line in cell.lines for run in line.runs if run['total'] != ''}
   if len(totals) > 1:
     raise ValueError(f'runs of one cell have different totals {totals}; report them apart.')
-  total = totals.pop() if totals else None
+  total, measure = totals.pop() if totals else None, cell.lines[0].measure
+  timed = any(line.rate is not None for line in cell.lines)
   rows = tuple(
     (
       label(line.row),
@@ -84,12 +84,12 @@ def of_cell(cell: Cell) -> Table:
       _kept(line, total, cell.unit),
       f'{statistics.mean(run["parameters_left"] for run in line.runs):,.0f}',
       f'{statistics.median(run["seconds"] for run in line.runs):.0f}',
+      *((_rate(line),) if timed else ()),
     )
     for line in cell.lines
   )
-  name = cell.lines[0].measure.name
-  header = ('run', 'seeds', name, 'kept', 'parameters left', 'seconds')
-  return Table(header, rows)
+  header = ('run', 'seeds', measure.name, 'kept', 'parameters left', 'seconds')
+  return Table((*header, measure.rate) if timed else header, rows)
 
 
 def by_budget(study: Study) -> Table:
@@ -97,16 +97,23 @@ def by_budget(study: Study) -> Table:
 
   The dense network has no budget: its figure stands in every column, to compare with.
   """
-  budgets = _budgets(study)
   rows = []
   for (name, method), found in by_row(study).items():
     most = max(len(line.runs) for line in found.values())
-    lines = (found.get(cell.keep) for cell in budgets or study)
+    lines = (found.get(cell.keep) for cell in _budgets(study) or study)
     values = (_spread(line, most) if line else '' for line in lines)
-    name = 'dense, nothing pruned' if method == 'dense' else label(name)
-    rows.append((name, *values, str(most)))
-  columns = map(budget_name, budgets) if budgets else ('all',)
-  return Table((_measure(study).name, *columns, 'seeds'), tuple(rows))
+    rows.append((_name(name, method), *values, str(most)))
+  return Table((_measure(study).name, *_columns(study), 'seeds'), tuple(rows))
+
+
+def rates(study: Study) -> Table:
+  """Predictions a second of the networks that were timed, as `by_budget` has their measure."""
+  rows = []
+  for (name, method), found in by_row(study).items():
+    values = [_rate(found.get(cell.keep)) for cell in _budgets(study) or study]
+    if any(values):
+      rows.append((_name(name, method), *values))
+  return Table((_measure(study).rate, *_columns(study)), tuple(rows))
 
 
 def against(study: Study, other: str) -> Table:
@@ -200,6 +207,18 @@ def _measure(study: Study) -> Measure:
 
 def _budgets(study):
   return [cell for cell in study if cell.granularity]
+
+
+def _columns(study):
+  return [budget_name(cell) for cell in _budgets(study)] or ['all']
+
+
+def _name(row, method):
+  return 'dense, nothing pruned' if method == 'dense' else label(row)
+
+
+def _rate(line):
+  return '' if line is None or line.rate is None else f'{line.rate:,.0f}'
 
 
 def budget_name(cell: Cell) -> str:

@@ -64,16 +64,19 @@ class Checkpoints:
   ):
     """Opens or creates `folder`; keeps the latest `keep` steps and those in `always`.
 
-    What killed writers left behind is removed, unless `read_only`: another run may be writing.
+    What killed writers left behind is removed. With `read_only` the folder stays as it is, for
+    `restore` alone: another run may be writing.
     """
     self._folder = pathlib.Path(folder).absolute()
     policy = policies.AnyPreservationPolicy(
       [policies.LatestN(keep), policies.CustomSteps(sorted(set(always)))]
     )
+    # Not its own read_only, which warns of itself at each opening: what is never saved is not
+    # deleted either.
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy,
       cleanup_tmp_directories=not read_only,
-      read_only=read_only,
+      create=not read_only,
     )
     self._manager = _Manager(self._folder, options=options)
 

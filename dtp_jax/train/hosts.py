@@ -9,22 +9,27 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dtp_jax.train import preemption
 
-__all__ = ['ending_together', 'is_first', 'start', 'wait']
+__all__ = ['check_same', 'ending_together', 'is_first', 'start', 'wait']
 
-# A lost process is noticed at once where its connection breaks, and else by its silence.
-_SILENCE_SECONDS = 60
 _REPORT_SECONDS = 3600  # that the others wait at the end for the first, which exports and reports
 
 
 def start(
-  coordinator: str | None, num_processes: int | None = None, process_id: int | None = None
+  coordinator: str | None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  lost_after: int = 60,
 ) -> None:
   """Makes this process a part of a job; before anything asks JAX for a device.
 
@@ -33,6 +38,8 @@ def start(
       Cloud TPU, GKE, SLURM and Open MPI; None for a process alone.
     num_processes: of the job; None leaves it to JAX.
     process_id: of this process, in [0, num_processes); None leaves it to JAX.
+    lost_after: seconds of silence after which a process is lost and the others end; where its
+      connection breaks they notice at once.
 
   Raises:
     ValueError: no coordinator for several processes, or what JAX cannot find out.
@@ -50,7 +57,7 @@ def start(
       address,
       num_processes,
       process_id,
-      heartbeat_timeout_seconds=_SILENCE_SECONDS,
+      heartbeat_timeout_seconds=lost_after,
       shutdown_timeout_seconds=_REPORT_SECONDS,
     )
   except (ValueError, TypeError) as error:
@@ -70,6 +77,28 @@ def wait(name: str) -> None:
   """Waits until every process has come to the place `name`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def check_same(what: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Holds the processes of a job to the same arrays, bit for bit; each has to call it.
+
+  Args:
+    what: how the error names them.
+    arrays: {name: array on the host}, the same names everywhere.
+
+  Raises:
+    RuntimeError: one of them differs, in every process.
+  """
+  if jax.process_count() == 1:
+    return
+  mine = [zlib.crc32(np.ascontiguousarray(array)) for array in arrays.values()]
+  everyone: Any = multihost_utils.process_allgather(np.asarray(mine, np.uint32))
+  same = np.all(everyone == everyone[:1], axis=0)
+  if differing := [name for name, agrees in zip(arrays, same, strict=True) if not agrees]:
+    raise RuntimeError(
+      f'the processes of this job have different {what}, of {differing[0]!r} to begin with. Their '
+      'machines or versions differ: use the same on all hosts, and start anew.'
+    )
 
 
 @contextlib.contextmanager

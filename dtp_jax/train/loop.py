@@ -267,6 +267,7 @@ def _fork(source, create, stages: Stages, data) -> TrainState:
 def _summarise(config, workdir, recipe: Recipe, state: TrainState, run: _Run) -> dict[str, Any]:
   """The summary of a finished run, which the first process writes: see `_write_summary`."""
   hard = jax.device_get(hard_masks(recipe, state))
+  hosts.check_same('hard masks', hard)
   params, batch_stats = meshes.whole(recipe.mesh, (state.params, state.batch_stats))
   params = jax.jit(recipe.pruner.apply_masks)(params, hard)
   pruned = jax.device_get(paths({'params': params, 'batch_stats': batch_stats}))

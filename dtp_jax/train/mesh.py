@@ -7,6 +7,7 @@ left to choose, XLA sends activations instead, which are many times as large. Th
 communication it finds from these placements (Auto axis types).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
   'gathered',
   'make',
   'model_parts',
+  'needed',
   'of_batches',
   'of_state',
   'padded',
@@ -57,6 +59,11 @@ def make(sizes: Mapping[str, int]) -> Mesh:
     )
   kinds = (AxisType.Auto,) * len(shape)
   return jax.make_mesh(shape, tuple(asked), axis_types=kinds, devices=jax.devices()[:used])
+
+
+def needed(sizes: Mapping[str, int]) -> int:
+  """The fewest devices that a mesh of these sizes takes: an axis of -1 may be one long."""
+  return math.prod(max(1, sizes[name]) for name in (_DATA, _MODEL))
 
 
 def model_parts(mesh: Mesh) -> int:
@@ -114,9 +121,28 @@ def template(mesh: Mesh, state: Any) -> Any:
   return jax.tree.map(describe, state, of_state(mesh, state))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gathered(mesh: Mesh, tree: Any) -> Any:
-  """Inside of a jitted function: the arrays whole on every device."""
-  return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+  """Inside of a jitted function: the arrays whole on every device, their gradients in parts again.
+
+  Left alone, gradients would be whole on every device as well, and what meets them there, as the
+  masks do, would be gathered too.
+  """
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return tree if model_parts(mesh) == 1 else jax.lax.with_sharding_constraint(tree, everywhere)
+
+
+def _gathered_forward(mesh: Mesh, tree: Any) -> tuple[Any, None]:
+  return gathered(mesh, tree), None
+
+
+def _gathered_backward(mesh: Mesh, _: None, gradient: Any) -> tuple[Any]:
+  if model_parts(mesh) > 1:
+    gradient = jax.lax.with_sharding_constraint(gradient, of_state(mesh, gradient))
+  return (gradient,)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def whole(mesh: Mesh, tree: Any) -> Any:

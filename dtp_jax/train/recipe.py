@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from dtp_jax import methods, models, prunable
 from dtp_jax.data import Dataset
 from dtp_jax.graph import trace
-from dtp_jax.prunable import Prunable
+from dtp_jax.prunable import Masks, Prunable
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.fields import build_budget, check
 from dtp_jax.train.stages import Stages
@@ -62,8 +62,7 @@ def build(config: Config, data: Dataset) -> tuple[Recipe, Callable[..., TrainSta
   initialise = functools.partial(model.init, train=False)
   stages = build_stages(config, data.examples)
   variables = jax.eval_shape(initialise, keys[0], inputs)
-  elements = build_elements(config, model, variables, inputs)
-  elements = elements._replace(parts=meshes.model_parts(mesh))
+  elements = _placed(build_elements(config, model, variables, inputs), mesh)
   pruner = build_pruner(config, elements, stages)
   weights = build_optimizer(config, stages)
   if pruner.restarts:
@@ -171,6 +170,23 @@ def build_elements(config: Config, model: nn.Module, variables: Any, inputs: Any
     'blocks': lambda: prunable.blocks(params, prune.block, exclude=prune.exclude),
   }
   return _choose(builders, 'prune.granularity', prune.granularity)()
+
+
+def _placed(elements: Prunable, mesh: Mesh) -> Prunable:
+  """Elements of arrays that lie on a mesh."""
+  elements = elements._replace(parts=meshes.model_parts(mesh))
+  if elements.graph is None:
+    return elements
+
+  # What is known of channels comes from kernels in parts, and lies whole on every device: left in
+  # parts of unequal groups, the one problem of all of them would be told piece by piece.
+  def magnitude(params: Any) -> dict[str, jax.Array]:
+    return meshes.gathered(mesh, elements.magnitude(params))
+
+  def apply_masks(params: Any, masks: Masks) -> Any:
+    return elements.apply_masks(params, meshes.gathered(mesh, masks))
+
+  return elements._replace(magnitude=magnitude, apply_masks=apply_masks)
 
 
 def build_pruner(config: Config, elements: Prunable, stages: Stages) -> methods.Pruner:

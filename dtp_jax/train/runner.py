@@ -20,7 +20,8 @@ import ml_collections
 from dtp_jax.data import load
 from dtp_jax.files import read_json
 from dtp_jax.train import folder as run_folder
-from dtp_jax.train import loop, preemption
+from dtp_jax.train import loop, places, preemption
+from dtp_jax.train import mesh as meshes
 from dtp_jax.train.fields import check, check_pretrained
 from dtp_jax.train.lock import locked
 from dtp_jax.train.recipe import build
@@ -81,52 +82,62 @@ def run_all(
   runs: Sequence[Run],
   workdir: str | pathlib.Path,
   *,
-  processes: int = 1,
+  processes: int | None = None,
   report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
   """Runs in processes of their own; run again, it goes on where it stopped.
 
-  Each process takes one GPU if there are any (CUDA_VISIBLE_DEVICES), else an equal share of the
-  CPU cores, and has the compilation cache of this one. They end with this one however it ends. On
-  SIGTERM each writes a checkpoint of its run, see `dtp_jax.train.preemption`.
+  Each process has a share of this host's devices to itself, see `dtp_jax.train.places`, and the
+  compilation cache of this one. They end with this one however it ends. On SIGTERM each writes a
+  checkpoint of its run, see `dtp_jax.train.preemption`.
 
   Args:
     runs: from `sweep.runs_of`.
     workdir: of the whole sweep; a run has its folder below it.
-    processes: how many runs at a time, >= 1.
+    processes: how many runs at a time, >= 1. Default: one for each device of this host, or for each
+      group of as many as the largest `config.mesh` asks for.
     report: called with every outcome as it comes.
 
   Returns:
     The outcomes, in the order of `runs`. A run that fails takes down only those that fork from it.
 
   Raises:
-    ValueError: `processes` < 1, a config that `fields.check` refuses, or a folder that belongs to a
-      run with another one; before anything runs.
+    ValueError: `processes` that the devices do not allow, a config that `fields.check` refuses, a
+      folder that belongs to a run with another one, or a process that is one of a job of several;
+      before anything runs.
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
     LockedError: another job works in the folder.
     PreemptedError: on SIGTERM, when the runs under way have their checkpoints.
-    BrokenProcessPool: one of the processes was killed.
+    ChildProcessError: one of the processes was killed.
   """
-  if processes < 1:
-    raise ValueError(f'processes is {processes}; expected at least 1.')
+  if jax.distributed.is_initialized():
+    raise ValueError(
+      f'this is process {jax.process_index()} of a job of {jax.process_count()}, and a sweep '
+      'starts processes of its own; start one on each host, alone, with a part of the points and a '
+      'workdir of its own: experiments.report takes all of their folders.'
+    )
   workdir = _folder(workdir)
-  for run in runs:
-    if not _finished(run, workdir):
-      _check(run, workdir)
+  waiting = [run for run in runs if not _finished(run, workdir)]
+  for run in waiting:
+    _check(run, workdir)
+  needed = max((meshes.needed(run.config.mesh) for run in waiting), default=1)
+  found = places.find(needed, processes)
   with locked(workdir, 'job.lock'), preemption.listening(_pass_on):
-    return _run_all(runs, workdir, processes, report)
+    return _run_all(runs, workdir, found, report)
 
 
-def _run_all(runs, workdir: pathlib.Path, processes: int, report) -> list[Outcome]:
+def _run_all(
+  runs, workdir: pathlib.Path, found: list[places.Place | None], report
+) -> list[Outcome]:
   outcomes = {run.name: Outcome(run.name, 'skipped') for run in runs if _finished(run, workdir)}
   waiting = [run for run in runs if run.name not in outcomes]
   for outcome in outcomes.values():
     report(outcome)
   context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
-  places = context.Queue()
-  for index in range(processes):
-    places.put((index, processes))
-  pool = futures.ProcessPoolExecutor(processes, context, _settle, (places, _cache()))
+  free = context.Queue()
+  for place in found:
+    free.put(place)
+  pool = futures.ProcessPoolExecutor(len(found), context, _settle, (free, _cache()))
   try:
     going: dict[futures.Future, Run] = {}
     while waiting or going:
@@ -146,7 +157,10 @@ def _run_all(runs, workdir: pathlib.Path, processes: int, report) -> list[Outcom
   except BrokenProcessPool as error:
     if preemption.noticed():  # so were they, and have ended
       raise _preempted(outcomes, runs) from error
-    raise
+    raise ChildProcessError(
+      'one of the processes was killed; where memory is short, as by the system: run fewer at a '
+      'time (--processes). The same command goes on from the last checkpoints.'
+    ) from error
   finally:
     pool.shutdown(cancel_futures=True)  # an interrupt ends the runs under way, not the whole list
   return [outcomes[run.name] for run in runs]
@@ -217,19 +231,13 @@ def _cache() -> dict[str, Any]:
   return {name: jax.config.values[name] for name in names}
 
 
-def _settle(places: Any, cache: dict[str, Any]) -> None:
-  """Gives a new worker its device, before JAX looks for one, and the compilation cache.
+def _settle(free: Any, cache: dict[str, Any]) -> None:
+  """Gives a new worker its place and the compilation cache.
 
   It ends when the process that started it is gone.
   """
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  index, count = places.get()
-  gpus = _gpus()
-  if gpus and count > 1:
-    os.environ['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
-  elif count > 1 and hasattr(os, 'sched_setaffinity'):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[index::count] or cores)
+  places.settle(free.get())
   for name, value in cache.items():
     jax.config.update(name, value)
 
@@ -240,15 +248,6 @@ def _end_with_parent() -> None:
   if parent is not None:
     connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _gpus() -> list[str]:
-  """The NVIDIA GPUs this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
-  visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if visible is not None:
-    return [name for name in visible.split(',') if name]
-  numbers = (path.name.removeprefix('nvidia') for path in pathlib.Path('/dev').glob('nvidia*'))
-  return sorted((n for n in numbers if n.isdigit()), key=int)
 
 
 def _obstacle(run, outcomes):

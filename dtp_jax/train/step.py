@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dtp_jax import transport as ops
 from dtp_jax.data.dataset import Task
 from dtp_jax.methods import Pruner
+from dtp_jax.parts import split_axis, to_parts
 from dtp_jax.prunable import Masks
 from dtp_jax.train import mesh as meshes
 from dtp_jax.train.stages import Stage, Stages
@@ -125,7 +126,7 @@ def train_step(
     'opt_state': opt_state,
     **trained,
   }
-  metrics |= _mask_metrics(masks)
+  metrics |= _mask_metrics(masks, meshes.model_parts(recipe.mesh))
   if recipe.skip_nonfinite:
     sound = finite((metrics['loss'], trained))
     following = {k: _select(sound, new, getattr(state, k)) for k, new in following.items()}
@@ -147,8 +148,9 @@ def masked_params(recipe: Recipe, state: TrainState, *, stage: Stage) -> dict[st
     the mask}.
   """
   params, masks, _ = _pruned(recipe, state, state.step - 1, stage)
+  metrics = _mask_metrics(masks, meshes.model_parts(recipe.mesh))
   kept = {name: jnp.mean(masks[name]) if masks else jnp.ones(()) for name in state.transport}
-  return {'params': params, 'metrics': _mask_metrics(masks), 'kept_per_array': kept}
+  return {'params': params, 'metrics': metrics, 'kept_per_array': kept}
 
 
 def eval_step(
@@ -252,14 +254,15 @@ def _select(which: Array, ours, theirs):
   return jax.tree.map(lambda a, b: jnp.where(which, a, b), ours, theirs)
 
 
-def _mask_metrics(masks: Masks) -> dict[str, Array]:
+def _mask_metrics(masks: Masks, parts: int) -> dict[str, Array]:
   if not masks:
     return {'softness': jnp.zeros(()), 'kept': jnp.ones(())}
-  flat = [jnp.ravel(mask) for mask in masks.values()]
-  size = sum(m.size for m in flat)
+  # A row for each device: of a split mask every device would gather a flat copy.
+  rows = [to_parts(m, 1 if split_axis(m.shape, parts) is None else parts) for m in masks.values()]
+  size = sum(m.size for m in rows)
   return {
-    'softness': sum((ops.softness(m) * m.size for m in flat), jnp.zeros(())) / size,
-    'kept': sum((jnp.sum(m) for m in flat), jnp.zeros(())) / size,
+    'softness': sum((jnp.mean(ops.softness(m)) * m.size for m in rows), jnp.zeros(())) / size,
+    'kept': sum((jnp.sum(m) for m in rows), jnp.zeros(())) / size,
   }
 
 

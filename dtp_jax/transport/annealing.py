@@ -29,6 +29,7 @@ _LAST = {'all': (3e-4, 3e-3), 'sampled': (2e-3, 4e-3)}
 # Shifts of the log-odds up to which the softness found here tells of that at the budget, for a step
 # and for a bound.
 _NEAR, _CLOSE = 0.5, 0.01
+_GUESSED_FROM = 2**14  # elements that tell where the last step left the plan
 _ITERATIONS = 80  # enough for bisection alone
 
 
@@ -107,7 +108,7 @@ def _solve(
     m = jax.nn.sigmoid(plan.log_odds(scores))
     share = column.share(m)
     over = logit(share) - aim
-    softer = jnp.log(4 * jnp.mean(m * (1 - m), axis=-1, keepdims=True) + tiny) - target
+    softer = jnp.log(4 * jnp.mean(m - m * m, axis=-1, keepdims=True) + tiny) - target
     z = plan.log_odds(sample)
     m = jax.nn.sigmoid(z)
     d = m * (1 - m)
@@ -160,7 +161,8 @@ def _solve(
       now.done | met & enough | jnp.isnan(over),
     )
 
-  plan = _guess(sample, state[..., ::thin], rho, least)
+  apart = max(1, scores.shape[-1] // _GUESSED_FROM) | 1
+  plan = _guess(scores[..., ::apart], state[..., ::apart], rho, least)
   most = jnp.maximum(least, jnp.log(MAX_LOG_ODDS / jnp.maximum(top - bottom, tiny)))
   centre = jnp.clip(plan.centre, bottom, top)
   plan = plan._replace(log_gain=jnp.clip(plan.log_gain, least, most), centre=centre)

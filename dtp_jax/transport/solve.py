@@ -184,10 +184,18 @@ def rate(column: Column, mask: Array, tangent: Array) -> Array:
 
 def finite_range(scores: Array) -> tuple[Array, Array]:
   """The smallest and the largest of the finite scores; 0 where there is none."""
-  finite = ~jnp.isinf(scores)
-  top = jnp.max(scores, axis=-1, keepdims=True, where=finite, initial=-jnp.inf)
-  bottom = jnp.min(scores, axis=-1, keepdims=True, where=finite, initial=jnp.inf)
-  return jnp.where(jnp.isinf(bottom), 0.0, bottom), jnp.where(jnp.isinf(top), 0.0, top)
+
+  def careful() -> tuple[Array, Array]:
+    finite = ~jnp.isinf(scores)
+    top = jnp.max(scores, axis=-1, keepdims=True, where=finite, initial=-jnp.inf)
+    bottom = jnp.min(scores, axis=-1, keepdims=True, where=finite, initial=jnp.inf)
+    return jnp.where(jnp.isinf(bottom), 0.0, bottom), jnp.where(jnp.isinf(top), 0.0, top)
+
+  # The test of every element costs more than the two ends, which seldom are infinite.
+  bottom = jnp.min(scores, axis=-1, keepdims=True)
+  top = jnp.max(scores, axis=-1, keepdims=True)
+  infinite = jnp.any(jnp.isinf(bottom) | jnp.isinf(top))
+  return lax.cond(infinite, careful, lambda: (bottom, top))
 
 
 def _increments(scores: Array, epsilon: Array, column: Column) -> Array:

@@ -8,6 +8,7 @@ total: `import` until the main function is reached; `data`, loading the data set
 holds the trace of the network; `compile`, XLA's work or the reading of its cache, and what JAX
 traces and lowers before it; `export`, the slim model saved, checked and timed; `report`; `train`,
 all the rest, evaluation and checkpoints among it. What is compiled in an export counts as export.
+With --processes above 1 all that the processes of the runs do counts as train.
 """
 
 import collections
@@ -27,13 +28,14 @@ from experiments.bench.timing import table, write_csv
 flags.DEFINE_string('job', 'configs/mnist_mini.py', 'Path of the config.')
 flags.DEFINE_string('out', 'main_job.csv', 'File of the rows.')
 flags.DEFINE_string('cache', '', 'Compilation cache to go on with; default: an empty one.')
+flags.DEFINE_integer('processes', 1, 'Of experiments.train.')
 flags.DEFINE_integer('runs', 2, 'Jobs, each with what those before it compiled.')
 FLAGS = flags.FLAGS
 
 PHASES = ('import', 'data', 'build', 'compile', 'train', 'export', 'report')
 
 
-def phases(config: str, workdir: str, cache: str) -> None:
+def phases(config: str, workdir: str, *more: str) -> None:
   """Runs the job in this process and prints its seconds by phase as JSON."""
   begin = time.perf_counter()
   import jax
@@ -66,7 +68,7 @@ def phases(config: str, workdir: str, cache: str) -> None:
   loop.build = timed('build', loop.build)
   train.slim.finish = timed('export', train.slim.finish)
   train.report.write_report = timed('report', train.report.write_report)
-  argv = ['train', f'--config={config}', f'--workdir={workdir}', f'--compilation_cache={cache}']
+  argv = ['train', f'--config={config}', f'--workdir={workdir}', *more]
   try:
     app.run(train.main, argv, flags_parser=train.parse_flags)
   except SystemExit as end:
@@ -77,10 +79,10 @@ def phases(config: str, workdir: str, cache: str) -> None:
   print(json.dumps({**spent, 'total': total}))
 
 
-def run(config: str, workdir: str, cache: str) -> dict[str, float]:
+def run(config: str, workdir: str, *more: str) -> dict[str, float]:
   """Seconds by phase of one job in a process of its own."""
   code = 'import sys; from experiments.bench.main_job import phases; phases(*sys.argv[1:])'
-  command = [sys.executable, '-c', code, config, workdir, cache]
+  command = [sys.executable, '-c', code, config, workdir, *more]
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     raise RuntimeError(f'{" ".join(command)} failed:\n{done.stderr}')
@@ -97,11 +99,21 @@ def main(argv: list[str]) -> None:
       name = 'warm' if os.path.isdir(cache) else 'cold'
       workdir = os.path.join(folder, str(len(found)))
       begin = time.perf_counter()
-      spent = run(FLAGS.job, workdir, cache)
+      spent = run(
+        FLAGS.job, workdir, f'--compilation_cache={cache}', f'--processes={FLAGS.processes}'
+      )
       wall = time.perf_counter() - begin
       seconds = {f'{phase}_s': round(spent.get(phase, 0.0), 2) for phase in PHASES}
       seconds['import_s'] = round(spent['import'] + wall - spent['total'], 2)  # Python's own start
-      found.append({'job': FLAGS.job, 'cache': name, **seconds, 'total_s': round(wall, 2)})
+      found.append(
+        {
+          'job': FLAGS.job,
+          'processes': FLAGS.processes,
+          'cache': name,
+          **seconds,
+          'total_s': round(wall, 2),
+        }
+      )
   print(table(found))
   write_csv(FLAGS.out, found)
 

@@ -202,16 +202,16 @@ def _jit(slim: Slim, images: jax.Array, folder: pathlib.Path) -> Callable[[], An
 
 def _stablehlo(slim: Slim, images: jax.Array, folder: pathlib.Path) -> Callable[[], Any]:
   del folder
-  text = stablehlo(slim, Signature.of((np.asarray(images),)), {'train': False})
+  text = stablehlo(slim, Signature.attempts((images,))[0], {'train': False})
   run = jax.jit(jax.export.deserialize(bytearray(text)).call)
   return functools.partial(run, slim.variables, images)
 
 
 def _onnx(slim: Slim, images: jax.Array, folder: pathlib.Path) -> Callable[[], Any]:
-  signature, values = Signature.of((np.asarray(images),)), np.asarray(images)
+  signature, values = Signature.attempts((images,))[0], np.asarray(images)
   path = folder / 'model.onnx'
   onnx.write_onnx(path, slim, signature, {'train': False})
-  return functools.partial(onnx.runner(path, signature.names), values)
+  return functools.partial(onnx.runner(path, signature), values)
 
 
 RUNTIMES = {'jit': _jit, 'stablehlo': _stablehlo, 'onnx': _onnx}

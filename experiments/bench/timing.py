@@ -18,7 +18,7 @@ from dtp_jax.budget.device import device_name
 from dtp_jax.budget.latency.timing import Timing, interleaved
 from dtp_jax.files import write_text
 
-__all__ = ['interleaved', 'rows', 'table', 'where', 'write_csv', 'write_rows']
+__all__ = ['Row', 'interleaved', 'rows', 'table', 'where', 'write_csv', 'write_rows']
 
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'dtp-jax')
 

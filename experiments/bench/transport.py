@@ -7,6 +7,8 @@ drifted by 1 % of their spread since the last, and starts from the last state. B
 step of every method on n single weights, a sort, a hundred iterations of the scaling loop that
 Spartan (arXiv:2205.14107, section 3) solves the same plan with, written from its equations, and
 OTT's Sinkhorn on the n x 2 problem, where OTT is installed and up to 65,536 elements.
+`extra_arrays` is the memory that XLA gives a step for what is neither argument nor result, in
+arrays of n floats.
 """
 
 import functools
@@ -48,13 +50,19 @@ def measure(
     drawn.append(drawn[-1] + np.float32(0.01) * rng.normal(size=n).astype(np.float32))
   scores = [jnp.asarray(s) for s in drawn]
   ceiling = 4 * keep * (1 - keep) * left
+  ops = {name: jax.jit(f) for name, f in _ops(keep, ceiling).items()}
   calls: dict[str, Callable[[], Any]] = {'bare pass': functools.partial(_bare, scores[0])}
-  calls |= _ops(scores, keep, ceiling)
-  calls |= _methods(scores[0], keep)
-  calls |= _peers(scores[0], keep)
+  calls |= {name: _carried(f, scores) for name, f in ops.items()}
+  calls['hard_topk'] = functools.partial(jax.jit(transport.hard_topk), scores[0], k=round(keep * n))
+  if {*only} - {*calls} or not only:
+    calls |= _methods(scores[0], keep) | _peers(scores[0], keep)
   if only:
     calls = {name: call for name, call in calls.items() if name in {'bare pass', *only}}
-  return rows({'n': n}, interleaved(calls, repeats=repeats), 'bare pass', repeats)
+  found = rows({'n': n}, interleaved(calls, repeats=repeats), 'bare pass', repeats)
+  for row in found:
+    if row['name'] in ops:
+      row['extra_arrays'] = _extra_arrays(ops[row['name']], scores[0])
+  return found
 
 
 @jax.jit
@@ -63,7 +71,7 @@ def _bare(scores: Array) -> tuple[Array, Array]:
   return mask, jnp.sum(mask)
 
 
-def _ops(scores: list[Array], keep: float, ceiling: float) -> dict[str, Callable[[], Any]]:
+def _ops(keep: float, ceiling: float) -> dict[str, Callable[[Array, Array], tuple[Any, Array]]]:
   def soft(s: Array, z: Array) -> tuple[Array, Array]:
     return transport.soft_topk(s, keep=keep, epsilon=1.0), z
 
@@ -75,13 +83,13 @@ def _ops(scores: list[Array], keep: float, ceiling: float) -> dict[str, Callable
     'proximal_step with deadline': functools.partial(step, ceiling=ceiling),
     'anneal': functools.partial(transport.anneal, keep=keep, ceiling=ceiling),
   }
-  calls: dict[str, Callable[[], Any]] = {}
-  for name, f in steps.items():
-    calls[name] = _carried(jax.jit(f), scores)
-    calls[f'{name}, gradient'] = _carried(jax.jit(_with_gradient(f)), scores)
-  k = round(keep * len(scores[0]))
-  calls['hard_topk'] = functools.partial(jax.jit(transport.hard_topk), scores[0], k=k)
-  return calls
+  return steps | {f'{name}, gradient': _with_gradient(f) for name, f in steps.items()}
+
+
+def _extra_arrays(step: Any, scores: Array) -> float:
+  """What the compiled step allocates besides its arguments and results, in arrays of n floats."""
+  used = step.lower(scores, jnp.zeros_like(scores)).compile().memory_analysis()
+  return round(used.temp_size_in_bytes / scores.nbytes, 2)
 
 
 def _with_gradient(step: Callable[[Array, Array], tuple[Array, Array]]) -> Callable[..., Any]:
@@ -106,7 +114,7 @@ def _carried(step: Callable[[Array, Array], tuple[Any, Array]], scores: list[Arr
 
 def _methods(scores: Array, keep: float) -> dict[str, Callable[[], Any]]:
   """The mask step of every method at the middle of its soft stage."""
-  params = {'kernel': jnp.exp(scores).reshape(-1, 10)}
+  params = {'kernel': jnp.exp(scores).reshape(-1, 4)}
   elements = prunable.weights(params)
   return {
     f'method {name}': _masked(methods.build(name, elements, Budget(keep), steps=1000), params)

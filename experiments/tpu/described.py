@@ -3,7 +3,7 @@
 import collections
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from dtp_jax.train import mesh as meshes
 from dtp_jax.train.recipe import build
 from dtp_jax.train.step import train_step
 
-__all__ = ['NETWORKS', 'check', 'collectives', 'config_of', 'described']
+__all__ = ['NETWORKS', 'Collective', 'check', 'collectives', 'config_of', 'described']
 
 NETWORKS: dict[str, dict[str, Any]] = {
   'resnet50': {'name': 'resnet', 'depth': 50, 'width': 64},
@@ -28,10 +28,26 @@ NETWORKS: dict[str, dict[str, Any]] = {
 _EXAMPLES = 1_281_167
 _CONTEXT, _VOCABULARY = 1024, 128_256  # of the decoder
 
-_BYTES = {'pred': 1, 'bf16': 2, 'f16': 2}  # else the number in a type's name is of its bits
 _COLLECTIVE = re.compile(
   r'= (\(?[^=]*?\)?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)\('
 )
+_COMPUTATION = re.compile(r'^(ENTRY )?%([\w.\-]+) .*\{$')
+_CALLED = re.compile(r'(?:body|calls|to_apply|\w+_computations?)=(\{[^}]*\}|%[\w.\-]+)')
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+
+
+class Collective(NamedTuple):
+  """An operation between devices in a compiled program.
+
+  Attributes:
+    kind: as in 'all-reduce'.
+    size: bytes of its result on one device.
+    times: how often it runs in a step; in a loop of unknown length, as if that had one turn.
+  """
+
+  kind: str
+  size: int
+  times: int
 
 
 def config_of(network: str, granularity: str) -> Any:
@@ -73,8 +89,9 @@ def check(config: Any, data: Dataset) -> dict[str, Any]:
     data: gives the shapes of a batch and the number of classes.
 
   Returns:
-    {'weights': their number, 'state', 'temporaries' and 'sent': bytes on one device, 'collectives':
-    as text}.
+    {'weights': their number, 'state' and 'temporaries': bytes on one device, 'collectives': those
+    of the program, as text, 'gathered', 'reduced' and 'sent': bytes that all-gathers, reductions
+    and all collectives give back to one device in a step}.
   """
   recipe, create = build(config, data)
   state = meshes.template(recipe.mesh, jax.eval_shape(create))
@@ -91,30 +108,56 @@ def check(config: Any, data: Dataset) -> dict[str, Any]:
   compiled = step.lower(state, batch).compile()
   memory: Any = compiled.memory_analysis()
   told = collectives(str(compiled.as_text()))
-  kinds = collections.Counter(kind for kind, _ in told)
+  kinds = collections.Counter(one.kind for one in told)
+  sent = lambda *kinds: sum(one.size * one.times for one in told if one.kind in kinds)
   on_one = lambda tree: sum(map(_on_one_device, jax.tree.leaves(tree)))
   return {
     'weights': sum(w.size for w in jax.tree.leaves(state.params)),
     'state': on_one(state),
     'temporaries': memory.temp_size_in_bytes,
     'collectives': ', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items())),
-    'sent': sum(size for _, size in told),
+    'gathered': sent('all-gather'),
+    'reduced': sent('all-reduce', 'reduce-scatter'),
+    'sent': sent(*kinds),
   }
 
 
-def collectives(text: str) -> list[tuple[str, int]]:
-  """(operation, bytes of its result) of every collective of a compiled program's text."""
+def collectives(text: str) -> list[Collective]:
+  """Every collective in the text of a compiled program.
+
+  Raises:
+    ValueError: the text is of no program.
+  """
   text = re.sub(r'/\*.*?\*/', '', text)  # long tuples number their members so
-  found: list[tuple[str, int]] = []
-  for shapes, operation in _COLLECTIVE.findall(text):
-    arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shapes)
-    found.append((operation, sum(_size(kind, dims) for kind, dims in arrays)))
+  bodies: dict[str, list[str]] = {}
+  entry = lines = None
+  for line in text.splitlines():
+    if opened := _COMPUTATION.match(line):
+      lines = bodies.setdefault(opened[2], [])
+      entry = opened[2] if opened[1] else entry
+    elif lines is not None:
+      lines.append(line)
+  found: list[Collective] = []
+
+  def walk(name: str, times: int) -> None:
+    for line in bodies[name]:
+      trips = _TRIPS.search(line)
+      for called in re.findall(r'%([\w.\-]+)', ' '.join(_CALLED.findall(line))):
+        walk(called, times * int(trips[1] if trips else 1))
+      if one := _COLLECTIVE.search(line):
+        arrays = re.findall(r'(\w+)\[([\d,]*)\]', one[1])
+        found.append(Collective(one[2], sum(_size(*array) for array in arrays), times))
+
+  if entry is None:
+    raise ValueError(f'the text has no ENTRY: {text[:80]!r}; expected that of a compiled program.')
+  walk(entry, 1)
   return found
 
 
 def _size(kind: str, dims: str) -> int:
-  width = _BYTES.get(kind) or int(re.sub(r'\D', '', kind)) // 8
-  return width * math.prod(int(d) for d in dims.split(',') if d)
+  """Bytes of an array; the first number in the name of its type is that of its bits."""
+  bits = 8 if kind == 'pred' else int(re.findall(r'\d+', kind)[0])
+  return math.ceil(bits * math.prod(int(d) for d in dims.split(',') if d) / 8)
 
 
 def _on_one_device(leaf: Any) -> int:

@@ -116,6 +116,23 @@ def test_resnet18_dense_and_halved():
   assert parameters(slim.variables) == graph.params.at(halved)
 
 
+def test_products_of_activations_count():
+  """Scores and mixtures of values, of an attention with 3 heads of 4, over 5 tokens, by hand."""
+
+  def attention(w, x):
+    q, k, v = (jnp.einsum('btc,chd->bthd', x, w[name]) for name in 'qkv')
+    scores = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k))
+    return jnp.einsum('bqhd,hdc->bqc', jnp.einsum('bhqk,bkhd->bqhd', scores, v), w['o'])
+
+  w = {name: jnp.ones((6, 3, 4)) for name in 'qkv'} | {'o': jnp.ones((3, 4, 6))}
+  graph = trace(attention, w, jnp.ones((2, 5, 6)))
+  assert graph.macs.total == 4 * (5 * 6 * 12) + 2 * (5 * 5 * 12)
+  heads, inner, values = (graph.sizes[name] for name in ('q:1', 'q:2', 'v'))
+  assert (heads, inner, values) == (3, 4, 4)
+  found = graph.macs.at({'q:1': 2, 'q:2': 3, 'v': 1})
+  assert found == 2 * (5 * 6 * 2 * 3) + 5 * 5 * 2 * 3 + 2 * (5 * 6 * 2 * 1) + 5 * 5 * 2 * 1
+
+
 BEHIND = {
   'a scalar': {'a': np.float32(1)},
   'a flag with an axis': {'a': np.ones(1, np.float32)},

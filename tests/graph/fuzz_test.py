@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtp_jax.graph import trace
+from dtp_jax.graph import rank_layers, trace
 from dtp_jax.graph.cost import counts_of
-from tests.graph.agreement import assert_agreement, compiled, masked, random_masks
+from tests.graph.agreement import assert_agreement, assert_close, compiled, masked, random_masks
 from tests.graph.models import images, randomized
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
@@ -136,6 +136,23 @@ def standardised(x, seen, get, a, b):
   return conv(x, norm(w, (0, 1, 2), centred=True, two_passes=b % 2))
 
 
+def placed(x, seen, get, a, b):
+  """Fixed sines are added, and a norm sums over them."""
+  rows, width = x.shape[1], x.shape[-1]
+  sines = np.sin(np.outer(np.arange(1.0, rows + 3), np.arange(1.0, width + 1)) / 3)
+  sines = jnp.asarray(sines, jnp.float32)
+  if b % 2:
+    sines = jnp.take(sines, jnp.arange(rows) + a % 2, axis=0)
+  return layer_norm(x + sines[None, :rows, None], seen, get, 1 + a, b)
+
+
+def written(x, seen, get, a, b):
+  """Rows are overwritten, added to or multiplied."""
+  place, row = a % x.shape[1], b % x.shape[1]
+  at = x.at[:, place]
+  return [at.set, at.add, at.multiply, at.max][a % 4](jnp.tanh(x[:, row]))
+
+
 def softmax(x, seen, get, a, b):
   return jax.nn.softmax(x) if a % 2 else x - jax.nn.logsumexp(x, axis=-1, keepdims=True)
 
@@ -163,6 +180,19 @@ def stacked(x, seen, get, a, b):
 
   x, ys = jax.lax.scan(jax.checkpoint(layer) if a % 3 == 2 else layer, x, kernels)
   return x + conv(jnp.tanh(ys).mean(0)[:, None, None], get((1, 1, hidden, c)))
+
+
+def deep(x, seen, get, a, b):
+  """Residual layers under scan whose hidden channels are each layer's own."""
+  c, hidden = x.shape[-1], 2 + b
+  kernels = get((3, c, hidden)), get((3, hidden)), get((3, hidden, c))
+
+  def layer(h, ks):
+    up, bias, down = ks
+    y = conv(norm(h, -1, True, a % 2) if b % 2 else h, up[None, None]) + bias[None, None, None]
+    return h + conv(activate(y, seen, get, a, b), down[None, None]), None
+
+  return jax.lax.scan(layer, x, kernels)[0]
 
 
 def recurrent(x, seen, get, a, b):
@@ -209,8 +239,10 @@ LAYERS = [
   softmax,
   weight_norm,
   space_first,
+  placed,
+  written,
   stacked,
-  stacked,
+  deep,
   recurrent,
   recurrent,
 ]
@@ -244,6 +276,43 @@ def model(program, x, flatten):
     return network(program, lambda shape: next(left), x, flatten)
 
   return fn, randomized(shapes)
+
+
+STACKS = st.lists(
+  st.tuples(st.sampled_from([deep, recurrent, layer_norm]), st.integers(0, 4), st.integers(0, 3)),
+  max_size=2,
+)
+
+
+@settings(max_examples=8)
+@given(STACKS, st.integers(0, 4), st.integers(0, 3), st.integers(0, 9))
+def test_ranked_layers_are_the_same_network(program, a, b, seed):
+  """Stacked groups in another order in each layer: the same outputs, and slim == masked again."""
+  x = images(2, 3, 4, 2)
+  fn, params = model([(convolve, 2, 0), (deep, a, b), *program], x, False)
+  graph = trace(fn, params, x)
+  assert any(group.layers == 3 for group in graph.groups.values())
+  ranked = rank_layers(graph, params)
+  assert_close(jax.jit(fn)(ranked, x), jax.jit(fn)(params, x), 1e-5)
+  for group in graph.groups.values():
+    if group.layers is not None:
+      strengths = _strengths(group, ranked)
+      assert np.all(np.diff(strengths, axis=1) <= 1e-6)
+  assert_agreement(graph, ranked, (x,), {}, random_masks(graph, seed), False)
+
+
+def _strengths(group, params):
+  """(layers, channels) sums of squares, read off the slices."""
+  total = np.zeros((group.layers, group.size))
+  for s in group.producers:
+    array = np.square(np.asarray(params[int(s.path[0])]))
+    entries = (
+      np.moveaxis(array, s.axis, 1).reshape(*array.shape[:1], array.shape[s.axis], -1).sum(-1)
+    )
+    for place, channel in enumerate(s.index):
+      if channel >= 0:
+        total[:, channel] += entries[:, place]
+  return total
 
 
 @settings(max_examples=20)

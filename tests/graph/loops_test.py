@@ -87,6 +87,10 @@ COUPLING = {
     lambda h: jax.lax.scan(lambda c, x: (c + x, c), h[:, 0], h.T)[1].T,
     'scan runs along it',
   ),
+  'roll by one place': (
+    lambda h: jax.lax.scan(lambda c, _: (jnp.roll(c, 1, 1), None), h, None, 4)[0],
+    'scan whose body gives what it carries other dims: a single channel',
+  ),
   'while': (
     lambda h: jax.lax.while_loop(lambda c: c.sum() < 9.0, lambda c: shuffled(c) + 1, jnp.abs(h)),
     'while whose body gives what it carries other dims',

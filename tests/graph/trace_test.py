@@ -6,6 +6,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.ode import odeint
 
 from dtp_jax.graph import shrink, trace
 from tests.graph import convnets
@@ -36,17 +37,14 @@ def shuffled(h):
 
 FREEZING = {
   'product': (lambda h: h * h.prod(-1, keepdims=True), 'reduce_prod over it'),
-  'positions in a norm': (
-    lambda h: jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h,
-    'reduce_sum over it',
-  ),
   'cumsum': (lambda h: jnp.cumsum(h, -1), 'cumsum runs along it'),
   'sort': (jnp.sort, 'sort runs along it'),
   'flip': (lambda h: h[:, ::-1], 'rev reverses it'),
   'stride': (lambda h: jnp.pad(h[:, ::4], ((0, 0), (0, 4))), 'slice with a stride'),
   'take': (lambda h: jnp.take(h, jnp.array([5, 1, 0, 2, 4, 3]), axis=1), 'gather looks up'),
   'gram': (lambda h: (h @ h.T) @ h, None),
-  'scatter': (lambda h: h.at[0].add(1.0), 'scatter-add (no rule for it)'),
+  'scatter': (lambda h: h.at[:, 0].add(1.0), 'scatter-add writes parts of it'),
+  'scatter of a function': (lambda h: h.at[0].apply(jnp.cos), 'scatter (no rule for it)'),
   'fft': (lambda h: jnp.fft.fft(h, axis=0).real, 'fft (no rule for it)'),
   'scan': (
     lambda h: jax.lax.scan(lambda c, _: (shuffled(c), None), h, None, 3)[0],
@@ -71,6 +69,7 @@ def test_what_mixes_channels_freezes_them_and_is_named(name):
     shrink(graph, params, {})
 
 
+SINES = np.sin(np.outer(np.arange(1.0, 6.0), np.arange(1.0, 7.0))).astype(np.float32)
 PASSING = {
   'cumsum over the batch': lambda h: jnp.cumsum(h, 0),
   'where': lambda h: jnp.where(h > 0, h, 0.1 * h),
@@ -81,6 +80,11 @@ PASSING = {
   'roll of the batch': lambda h: jnp.roll(h, 1, axis=0),
   'dynamic slice': lambda h: jax.lax.dynamic_slice(h, (1, 0), (3, 6)),
   'dynamic update': lambda h: jax.lax.dynamic_update_slice(h, jnp.ones((1, 6)), (2, 0)),
+  'scatter': lambda h: h.at[1].set(-h[0]).at[2:].multiply(h[2:]),
+  'scatter a number': lambda h: h.at[0].add(1.0),
+  'scatter into rows of a batch': lambda h: jax.vmap(
+    lambda column, row: column.at[jnp.argmax(column)].min(row[0]), (1, 1), 1
+  )(h, h[0][None]),
   'scan': lambda h: jax.lax.scan(lambda c, _: (jnp.tanh(c), None), h, None, 3)[0],
   'scan over the batch': lambda h: jax.lax.map(lambda row: row * jnp.tanh(row), h),
   'cond': lambda h: jax.lax.cond(jnp.square(h).sum() > 1, jnp.tanh, lambda h: h * h, h),
@@ -102,6 +106,19 @@ PASSING = {
     (h - h.mean(-1, keepdims=True)) / (h.std(-1, ddof=1, keepdims=True) + 1e-3)
   ),
   'centred twice': lambda h: jnp.cos(h - h.mean(0)[None]) - jnp.cos(h).mean(1, keepdims=True),
+  'positions in a norm': lambda h: jnp.square(h + jnp.arange(6.0)[None]).sum(-1, keepdims=True) * h,
+  'captured sines in a norm': lambda h: (
+    jax.nn.standardize(h + jnp.take(SINES, jnp.arange(4), axis=0)) * h.max(1, keepdims=True)
+  ),
+  'part of a table in a norm': lambda h: jax.nn.standardize(
+    jax.jit(lambda h, table: jnp.sin(h) + table[1:5])(h, SINES)
+  ),
+  'sines beside a token in a norm': lambda h: jax.nn.standardize(
+    jnp.concatenate([2 * h[:1], jnp.sin(h[1:]) + SINES[:3]])
+  ),
+  'a window of sines in a norm': lambda h: jax.nn.standardize(
+    h + jax.lax.dynamic_slice(SINES, (jnp.argmax(h.sum(1)) // 3, 0), (4, 6))
+  ),
   'moments of a square': lambda h: h * jnp.exp(h[:, :, None] - h[:, None]).mean((1, 2))[:, None],
 }
 
@@ -130,6 +147,88 @@ def test_slices_and_gathers_divide_channels(name):
   assert sum(group.size for group in graph.groups.values()) == channels
   for hard in (random_masks(graph, 0), one_left(graph)):
     assert_agreement(graph, params, (x,), {}, hard)
+
+
+def test_tables_that_are_looked_up_side_by_side():
+  """A gather with a batch of tables: their axis and their columns are groups, not their rows."""
+
+  def fn(w, x):
+    rows = jax.vmap(lambda table, places: table[places])(w['tables'], PLACES)
+    return jnp.einsum('bc,tpc,tc->bt', x @ w['a'], jnp.tanh(rows), w['b']) @ w['c']
+
+  params = weights(tables=(3, 5, 6), a=(4, 6), b=(3, 6), c=(3, 2))
+  graph = trace(fn, params, images(2, 4))
+  assert sorted(graph.sizes.values()) == [3, 6]
+  assert 'gather looks up rows' in frozen_reasons(graph)['tables:1']
+  for hard in (random_masks(graph, 0), one_left(graph)):
+    assert_agreement(graph, params, (images(2, 4),), {}, hard)
+
+
+PLACES = np.array([[0, 2], [4, 4], [1, 3]])
+
+
+@pytest.mark.parametrize('spacing', [1, 3])
+def test_an_ode_solver_keeps_its_channels_and_its_derivative(spacing):
+  """A loop of adaptive steps with a hand-written derivative, which closes over its coefficients."""
+
+  def fn(w, x):
+    times = jnp.linspace(0.0, 0.5, 1 + spacing)
+    states = odeint(lambda y, t, k: jnp.tanh(y @ k), jnp.tanh(x @ w['a']), times, w['again'])
+    return states[-1] @ w['b']
+
+  params, x = weights(a=(3, 6), again=(6, 6), b=(6, 2)), images(4, 3)
+  graph = trace(fn, params, x)
+  assert list(graph.groups) == ['a']
+  assert_agreement(graph, params, (x,), {}, {'a': np.array([0, 1, 1, 0, 0, 1])}, scale=1e-4)
+
+
+def test_what_cannot_be_differentiated_is_traced_and_says_so_when_it_is():
+  @jax.custom_vjp
+  def forward_only(h):
+    return jnp.sin(h)
+
+  def refuse(*_):
+    raise NotImplementedError('no derivative was written')
+
+  forward_only.defvjp(lambda h: (jnp.sin(h), ()), refuse)
+  fn, params, x = mlp_around(forward_only)
+  graph = trace(fn, params, x)
+  hard = random_masks(graph, 0)
+  slim = assert_agreement(graph, params, (x,), {}, hard, grads=False)
+  with pytest.raises(NotImplementedError, match='no derivative was written'):
+    jax.grad(lambda v: slim.apply(v, x).sum())(slim.variables)
+
+  def closing_over(w, x):
+    scaled = jax.custom_vjp(lambda h: h * w['a'].sum())
+    scaled.defvjp(lambda h: (scaled(h), ()), lambda _, g: (g,))
+    return jnp.sin(scaled(x @ w['b'])) @ w['c']
+
+  params = weights(a=(3,), b=(3, 6), c=(6, 2))
+  graph = trace(closing_over, params, x)
+  slim = assert_agreement(graph, params, (x,), {}, random_masks(graph, 0), grads=False)
+  with pytest.raises(TypeError, match='no derivative by the values it has closed over'):
+    jax.grad(lambda v: slim.apply(v, x).sum())(slim.variables)
+
+
+ALONE = {
+  'a roll by one place ties every channel to its neighbour': (
+    lambda h: h * jnp.roll(h, 1, 1),
+    {('a:1', 1, 'mul of dims that do not line up: a single channel')},
+  ),
+  'every channel is taken by itself': (
+    lambda h: sum(h[:, i] for i in range(6))[:, None] * jnp.ones((1, 6)),
+    {('a:1', 6, 'slice cuts it: a single channel')},
+  ),
+}
+
+
+@pytest.mark.parametrize('name', ALONE)
+def test_single_channels_are_frozen_by_name(name):
+  middle, expected = ALONE[name]
+  fn, params, x = mlp_around(middle)
+  graph = trace(fn, params, x)
+  assert not graph.groups
+  assert expected <= {(group.name, group.size, group.reason) for group in graph.frozen}
 
 
 def test_static_slices_under_a_symbolic_batch():

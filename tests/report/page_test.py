@@ -25,6 +25,8 @@ from dtp_jax.report.tables import markdown, of_published
 from experiments import report
 from tests.report.conftest import write_run
 
+NAMES = ('out', 'title', 'timed', 'check', 'write')
+
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
@@ -32,7 +34,7 @@ def command(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments):
-    saved = {name: flags.FLAGS[name].value for name in ('out', 'title', 'check', 'write')}
+    saved = {name: flags.FLAGS[name].value for name in NAMES}
     try:
       return report.main(flags.FLAGS([sys.argv[0], *map(str, arguments)]))
     finally:

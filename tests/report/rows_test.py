@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from dtp_jax.report import tables
+from dtp_jax.report.compare import cells_of, studies_of
 from dtp_jax.report.rows import collect, model_key, read_csv, write_csv
 from tests.report.conftest import write_run
 
@@ -64,6 +66,29 @@ def test_macs_come_from_the_costs_or_from_a_budget_in_macs(tmp_path):
   path.write_text(json.dumps({**summary, 'unit': 'params', 'costs': {}}))
   (row,) = collect([tmp_path])[0]
   assert (row['macs_left'], row['macs']) == ('', '')
+
+
+def test_a_network_that_was_timed_says_so_in_its_row_and_its_tables(swept, tmp_path):
+  for path in swept.glob('w/0.05/*/*/summary.json'):
+    rate = {'magnitude': 1000.4, 'spartan': 3000.0, 'transportation': 2000.0}[path.parts[-3]]
+    rate *= 1 + int(path.parts[-2] == 'seed2')  # the median is that of the other two
+    path.with_name('throughput.json').write_text(json.dumps({'per_second': rate}))
+  rows, _ = collect([swept])
+  write_csv(tmp_path / 'runs.csv', rows)
+  (study,) = studies_of(cells_of(read_csv(tmp_path / 'runs.csv')))
+  table = tables.rates(study)
+  assert table.header == ('images per second', '5 % of weights', '2 % of weights')
+  assert table.rows == (
+    ('DTP (transportation)', '2,000', ''),
+    ('one-shot magnitude', '1,000', ''),
+    ("Spartan's mask", '3,000', ''),
+  )
+  assert str(table) in tables.markdown(rows)
+  assert [tables.of_cell(cell).header[-1] for cell in study] == ['images per second', 'seconds']
+  assert tables.of_cell(study[0]).rows[2][-1] == '1,000'
+  path.with_name('throughput.json').write_text('{"per_second": "fast"}')
+  with pytest.raises(ValueError, match="per_second is 'fast'"):
+    collect([swept])
 
 
 def test_a_copy_of_a_run_counts_once_whatever_its_seconds(swept):

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import shutil
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +93,22 @@ def attempt(workdir, like):
 def heavy(step):
   """The file of a checkpoint that holds its weights."""
   return max((step / 'params').rglob('d/*'), key=lambda path: path.stat().st_size)
+
+
+def test_what_is_only_read_stays_as_it_is_and_nothing_warns(copied, caplog):
+  workdir, like = copied
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  absl.logging.get_absl_logger().addHandler(caplog.handler)
+  try:
+    opened = Checkpoints(workdir / 'checkpoints', read_only=True)
+    with contextlib.closing(opened) as checkpoints:
+      found, _ = checkpoints.restore(like, LAST)
+    assert Checkpoints(workdir / 'none', read_only=True).latest is None
+  finally:
+    absl.logging.get_absl_logger().removeHandler(caplog.handler)
+  jax.tree.map(np.testing.assert_array_equal, values(found), restored(workdir, like))
+  assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
+  assert [r.getMessage() for r in caplog.records if r.levelname == 'WARNING'] == []
 
 
 @pytest.mark.parametrize('damage', [flip, cut])

@@ -1,10 +1,11 @@
-"""Runs and sweeps that are stopped, killed or cannot write go on to the same end."""
+"""Runs that are stopped, killed or cannot write go on to the same end."""
 
 import os
+import pathlib
 import random
+import resource
 import shutil
 import signal
-import socket
 import subprocess
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 
 from dtp_jax import export
 from dtp_jax.files import read_json
-from dtp_jax.report import rows
 from dtp_jax.train import preemption
 from dtp_jax.train.metrics import read_metrics
 from tests.train import victims
+from tests.train.victims import steps
 
 pytestmark = pytest.mark.faults
 
@@ -31,11 +32,6 @@ def train(workdir, *flags, **options):
   """(process, its log) of a training run in `workdir`."""
   log = workdir.with_suffix('.txt')
   return victims.start('train', CONFIG, f'--workdir={workdir}', *flags, log=log, **options), log
-
-
-def steps(workdir):
-  folder = workdir / 'checkpoints'
-  return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
 
 
 def assert_same(workdir, whole):
@@ -62,12 +58,27 @@ def whole(tmp_path_factory):
   return workdir
 
 
+def halted(workdir, moment):
+  """(process, its log) of a run that stands still some steps after `moment`, of 18, not the last.
+
+  It would be done before another has looked. On a busy machine it is done before the signal comes,
+  now and then: then another run is.
+  """
+  for _ in range(5):
+    process, log = train(workdir)
+    assert victims.wait_for(lambda: steps(workdir)[-1:] >= [moment], process, log)
+    os.kill(process.pid, signal.SIGSTOP)
+    if steps(workdir)[-1] <= 9:  # and the save that goes on in the background is not the last
+      return process, log
+    victims.kill(process)
+    shutil.rmtree(workdir)
+  raise AssertionError(f'Five runs went past step 9 before they stood still after {moment}.')
+
+
 def test_a_notice_ends_it_after_a_checkpoint_and_the_rerun_ends_the_same(whole, tmp_path):
   """And while it runs a second job in its folder is refused."""
-  workdir, moment = tmp_path / 'run', random.randint(1, 5) * 3
-  process, log = train(workdir)
-  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [moment], process, log)
-  os.kill(process.pid, signal.SIGSTOP)  # it would be done before the second has looked
+  workdir = tmp_path / 'run'
+  process, log = halted(workdir, random.randint(1, 3) * 3)
   second = tmp_path / 'second.txt'
   other = victims.start('train', CONFIG, f'--workdir={workdir}', log=second)
   victims.finish(other, second, 1)
@@ -98,7 +109,7 @@ def test_killed_in_a_save_at_any_moment_and_in_the_export_it_ends_the_same(whole
     if moment:
       assert victims.wait_for(lambda moment=moment: moment(workdir), process, log)
     else:
-      process.join(random.uniform(0, 4))
+      process.join(random.uniform(0, 2))
     victims.kill(process)
     assert not (workdir / 'slim.json').exists(), log.read_text()
   victims.finish(*train(workdir))
@@ -107,6 +118,21 @@ def test_killed_in_a_save_at_any_moment_and_in_the_export_it_ends_the_same(whole
   assert 'run.lock was left by process' in told
   assert 'cannot be read' not in told
   assert 'is damaged' not in told
+
+
+def test_short_of_memory_it_ends_and_goes_on_to_the_same_end(whole, tmp_path):
+  """It gets no more than it has while steps and evaluations are to come."""
+  workdir = tmp_path / 'run'
+  process, log = halted(workdir, 3)
+  pages = int(pathlib.Path(f'/proc/{process.pid}/statm').read_text().split()[0])
+  size = pages * resource.getpagesize()
+  resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
+  os.kill(process.pid, signal.SIGCONT)
+  process.join(5)
+  assert victims.kill(process) != 0, log.read_text()  # where it hangs, as the system would
+  assert not (workdir / 'summary.json').exists()
+  victims.finish(*train(workdir))
+  assert_same(workdir, whole)
 
 
 @pytest.mark.slow
@@ -142,39 +168,6 @@ def test_the_number_of_devices_changes_between_runs(whole, tmp_path):
     assert ours[name] == theirs[name]
   losses = [[r['loss'] for r in read_metrics(w)] for w in (workdir, whole)]
   np.testing.assert_allclose(*losses, atol=2e-3)  # sums over devices are rounded in another order
-
-
-def test_of_two_processes_a_notice_to_one_ends_both_at_one_step(tmp_path):
-  workdir = tmp_path / 'run'
-
-  def job():
-    with socket.socket() as s:
-      s.bind(('127.0.0.1', 0))
-      port = s.getsockname()[1]
-    started = []
-    for i in range(2):
-      log = tmp_path / f'log{i}.txt'
-      flags = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
-      flags += [
-        '--config.mesh.data=-1',
-        '--config.stages.hard=3.2',
-        '--config.eval_every=0.4',
-        f'--workdir={workdir}',
-      ]
-      started.append((victims.start('train', CONFIG, *flags, log=log), log))
-    return started
-
-  one, other = job()
-  assert victims.wait_for(lambda: steps(workdir)[-1:] >= [6], *one), one[1].read_text()
-  os.kill(other[0].pid, signal.SIGTERM)
-  for process, log in (one, other):
-    victims.finish(process, log, preemption.STATUS)
-    assert f'from {workdir}/checkpoints/{steps(workdir)[-1]}.' in log.read_text()
-  assert steps(workdir)[-1] < 12 + 200
-  for process, log in job():
-    victims.finish(process, log)
-  taken = [r['step'] for r in read_metrics(workdir) if r['kind'] == 'train']
-  assert taken == list(range(1, 12 + 200 + 1))
 
 
 @pytest.fixture
@@ -216,47 +209,3 @@ def test_a_full_and_a_read_only_disk_are_named_and_the_last_checkpoint_is_intact
   small_disk('remount,rw,size=100m')
   told_by(0)
   assert_same(disk / 'run', whole)
-
-
-def summaries(workdir):
-  """{path: when it was written} of the finished runs of a sweep."""
-  return {path: path.stat().st_mtime_ns for path in workdir.glob('*/*/seed*/summary.json')}
-
-
-def soak(tmp_path, seeds, disturbed):
-  """A sweep that is stopped by `disturbed` signals and begun again, against one that is not."""
-  flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
-  log, calm, stormy = tmp_path / 'log.txt', tmp_path / 'calm', tmp_path / 'stormy'
-  victims.finish(victims.start('sweep', *flags, f'--workdir={calm}', log=log), log)
-  runs, done = 5 * seeds, {}
-  for i, how in enumerate(disturbed):
-    process = victims.start('sweep', *flags, f'--workdir={stormy}', log=log)
-    # At least one more than before: this sweep is under way, and not only about to begin.
-    enough = max((i + 1) * runs // (len(disturbed) + 1), len(done) + 1)
-    victims.wait_for(lambda n=enough: len(summaries(stormy)) >= n, process, log)
-    process.join(random.uniform(0, 1))
-    status = victims.kill(process, how)
-    assert status == (preemption.STATUS if how == signal.SIGTERM else -how), log.read_text()
-    now = summaries(stormy)
-    assert done.items() <= now.items()  # nothing that was finished was touched again
-    done = now
-  victims.finish(victims.start('sweep', *flags, f'--workdir={stormy}', log=log), log)
-  now = summaries(stormy)
-  assert done.items() <= now.items()
-  (expected, none), (found, left) = rows.collect([calm]), rows.collect([stormy])
-  assert len(expected) == runs
-  assert not none
-  assert not left
-  placed = {'seconds': 0, 'command': ''}  # and the folder's name in front of the run's
-  same = lambda row: {**row, **placed, 'run': row['run'].partition('/')[2]}
-  assert [*map(same, found)] == [*map(same, expected)]
-
-
-def test_a_sweep_that_is_stopped_and_killed_is_that_of_a_calm_day(tmp_path):
-  soak(tmp_path, 2, [signal.SIGKILL, signal.SIGTERM])
-
-
-@pytest.mark.slow
-def test_two_hundred_runs_and_twenty_kills(tmp_path):
-  signals = [random.choice([signal.SIGKILL, signal.SIGTERM]) for _ in range(20)]
-  soak(tmp_path, 40, signals)

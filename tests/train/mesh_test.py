@@ -196,8 +196,8 @@ def test_the_transport_tells_scalars_alone_whatever_n_is(preset):
   assert large[1] == 16 * small[1]
   told = collectives(small[0].as_text())
   assert told == collectives(large[0].as_text())
-  assert {operation for operation, _ in told} == {'all-reduce'}
-  assert sum(size for _, size in told) <= 64
+  assert {one.kind for one in told} == {'all-reduce'}
+  assert sum(one.size for one in told) <= 64
   assert 0 < len(told) <= 8  # in the program; those of the solver's loop run a few times
 
 
@@ -230,16 +230,42 @@ def test_arrays_without_equal_parts_are_one_problem_as_a_whole():
 
 
 def test_collectives_are_read_off_a_programs_text():
-  text = """
+  """Those of a loop count by its turns, through what it calls."""
+  turns = 'backend_config={"known_trip_count":{"n":"12"}}'
+  text = """HloModule jit_step, entry_computation_layout={(f32[1,8]{1,0})->f32[4]{0}}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %c = f32[] add(f32[] %a, f32[] %b)
+}
+
+%inner (x: f8e4m3fn[16]) -> f8e4m3fn[4] {
+  ROOT %r = f8e4m3fn[4]{0} reduce-scatter(f8e4m3fn[16]{0} %x), channel_id=3, to_apply=%sum
+}
+
+%body (t: (s32[], pred[6])) -> (s32[], pred[6]) {
+  %g = pred[6]{0} all-gather(pred[3]{0} %y), channel_id=4, dimensions={0}
+  ROOT %i = (s32[], pred[6]{0}) fusion(%g), kind=kLoop, calls=%inner
+}
+
+ENTRY %main (x: f32[1,8]) -> f32[4] {
   %a = f32[4,8]{1,0} all-gather(f32[1,8]{1,0} %x), channel_id=1
-  ROOT %b = (bf16[3]{0}, /*index=1*/s32[]) all-reduce(bf16[3]{0} %y, s32[] %z), channel_id=2
-  %c = f32[4]{0} add(f32[4]{0} %p, f32[4]{0} %q)
-  """
-  assert collectives(text) == [('all-gather', 128), ('all-reduce', 10)]
+  %w = (s32[], pred[6]{0}) while(%t), condition=%sum, body=%body, TURNS
+  %v = (s32[], pred[6]{0}) while(%w), condition=%sum, body=%body
+  %b = (bf16[3]{0}, /*index=1*/s32[]) all-reduce(bf16[3]{0} %y, s32[] %z), channel_id=2
+  ROOT %c = f32[4]{0} add(f32[4]{0} %p, f32[4]{0} %q)
+}
+"""
+  text = text.replace('TURNS', turns)
+  looped = [('reduce-scatter', 4), ('all-gather', 6)]
+  expected = [('all-gather', 128, 1), *((*one, 12) for one in looped)]
+  expected += [*((*one, 1) for one in looped), ('all-reduce', 10, 1)]
+  assert sorted(collectives(text)) == sorted(expected)
+  with pytest.raises(ValueError, match='no ENTRY'):
+    collectives('%a = f32[4,8]{1,0} all-gather(f32[1,8]{1,0} %x)')
 
 
 @eight
-def test_a_step_sends_its_kernels_and_no_activations():
+def test_a_step_sends_its_kernels_once_and_no_activations():
   """Compiled from shapes alone; more examples send no more, and a part of the state is a part."""
   data = load({'name': 'mnist_mini'})
   found = {}
@@ -248,6 +274,25 @@ def test_a_step_sends_its_kernels_and_no_activations():
     config.model.features = (8, 32)
     config.data.batch_size = size
     found[model, size] = check(config, data)
-  small, large = found[4, 64], found[4, 256]
-  assert small['sent'] == large['sent'] < 10 * 4 * small['weights']
-  assert 0.25 <= small['state'] / found[1, 64]['state'] < 0.4
+  alone, small, large = found[1, 64], found[4, 64], found[4, 256]
+  whole = 4 * small['weights']
+  assert small['sent'] == large['sent']
+  assert 0.9 * whole < small['gathered'] <= whole  # the pruned kernels: neither masks nor scores
+  assert alone['gathered'] == 0
+  assert alone['reduced'] < 1.01 * whole
+  # Among those that share kernels, and then a quarter of it among the others.
+  assert small['reduced'] < 1.3 * whole
+  assert 0.25 <= small['state'] / alone['state'] < 0.4
+
+
+@eight
+def test_of_channels_a_step_sends_their_vectors_whole():
+  """One array each: the one problem that groups of all sizes make up is nobody's part."""
+  config = config_on(-1, 4)
+  config.model.features = (8, 32)
+  config.prune.update({'granularity': 'channels', 'of': 'macs', 'keep': 0.5})
+  found = check(config, load({'name': 'mnist_mini'}))
+  assert 'permute' not in found['collectives']
+  assert 'all-to-all' not in found['collectives']
+  channels = 4 * (8 + 32 + 16)
+  assert found['gathered'] <= 4 * found['weights'] + 4 * channels

@@ -1,5 +1,6 @@
 """Sweeps: the list of runs, shared dense stages, failures that stay their own, resuming."""
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from dtp_jax.files import read_json
 from dtp_jax.train import loop, runner, sweep
 from dtp_jax.train.metrics import read_metrics
 from tests.train.conftest import tiny_config
+
+HALF = max(1, jax.device_count() // 2)  # of the devices of the session
 
 
 def point(**fields):
@@ -132,12 +135,16 @@ def test_baselines_that_cannot_be_compared_are_refused(names, rows, message):
 
 @pytest.fixture(scope='module')
 def swept(tmp_path_factory):
-  """(workdir, runs, outcomes): one point that works and one whose dense stage diverges."""
-  workdir = tmp_path_factory.mktemp('swept')
-  diverging = point(**{'method': 'magnitude', 'optimizer.learning_rate': 1e30})
-  runs = sweep.runs_of([('bad', diverging), ('good', point(method='magnitude'))], [0])
+  """(workdir, runs, outcomes): one point that works and one whose dense stage diverges.
+
+  Each run asks for half of the devices of the session.
+  """
+  workdir, half = tmp_path_factory.mktemp('swept'), {'mesh.data': HALF}
+  good = point(method='magnitude', **half)
+  bad = point(**{'method': 'magnitude', 'optimizer.learning_rate': 1e30, **half})
+  runs = sweep.runs_of([('bad', bad), ('good', good)], [0])
   seen: list[runner.Outcome] = []
-  outcomes = runner.run_all(runs, workdir, processes=2, report=seen.append)
+  outcomes = runner.run_all(runs, workdir, report=seen.append)
   assert sorted(seen) == sorted(outcomes)
   return workdir, runs, outcomes
 
@@ -152,6 +159,9 @@ def test_a_failure_takes_down_only_what_forks_from_it(swept):
   assert bad.name in after_bad.reason
   assert 'Traceback' in (workdir / bad.name / 'log.txt').read_text()
   assert (good.status, after_good.status) == ('finished', 'finished')
+  for name in (bad.name, good.name, after_good.name):
+    environment = read_json(workdir / name / 'environment.json')
+    assert environment['devices'] == HALF
 
 
 @pytest.mark.slow
@@ -188,9 +198,15 @@ def test_a_workdir_of_another_sweep_is_refused_before_anything_runs(swept):
   assert not (workdir / 'new').exists()
 
 
-def test_processes_must_be_positive(tmp_path):
-  with pytest.raises(ValueError, match='processes is 0'):
-    runner.run_all([], tmp_path, processes=0)
+@pytest.mark.once
+def test_baselines_side_by_side_end_as_one_after_the_other(finished, tmp_path):
+  _, summaries = finished
+  runs = sweep.with_baselines(tiny_config())
+  outcomes = runner.run_all(runs, tmp_path, processes=2)
+  assert {o.status for o in outcomes} == {'finished'}
+  for run in runs:
+    ours = read_json(tmp_path / run.name / 'summary.json')
+    assert {**ours, 'seconds': 0} == {**summaries[run.name], 'seconds': 0}
 
 
 def test_the_first_table_has_the_cells_it_says():

@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -34,9 +35,23 @@ def start(program, *arguments, log, devices=1):
   return process
 
 
-def finish(process, log, status=0):
+def coordinator():
+  """An address that is free now."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return f'127.0.0.1:{s.getsockname()[1]}'
+
+
+def start_pair(workdir, *flags):
+  """Starts one training run as two processes of a device each, and returns their (process, log)."""
+  flags = (f'--workdir={workdir}', f'--coordinator={coordinator()}', '--num_processes=2', *flags)
+  logs = [workdir.with_suffix(f'.{i}.txt') for i in range(2)]
+  return [(start('train', *flags, f'--process_id={i}', log=log), log) for i, log in enumerate(logs)]
+
+
+def finish(process, log, status=0, patience=PATIENCE):
   """Waits for a process and holds it to an exit status."""
-  process.join(PATIENCE)
+  process.join(patience)
   if process.exitcode is None:
     process.kill()
   assert process.exitcode == status, log.read_text()
@@ -59,6 +74,12 @@ def wait_for(found, process, log):
     assert time.monotonic() < deadline, log.read_text()
     time.sleep(0.001)
   return True
+
+
+def steps(workdir):
+  """The steps of the complete checkpoints of a run."""
+  folder = workdir / 'checkpoints'
+  return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
 
 
 def _run(program, arguments, log, devices):
