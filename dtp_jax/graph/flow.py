@@ -37,6 +37,7 @@ class Value(NamedTuple):
       variables that are not parameters, random bits), `WEIGHT` (parameters too), `ACTIVATION`.
     bounds: an interval that all of its elements lie in.
     terms: if it is a sum and nothing else, the dims whose elements were added up.
+    steps: (start, step) if it counts along its first axis from start on.
   """
 
   dims: tuple[Dim, ...]
@@ -44,6 +45,7 @@ class Value(NamedTuple):
   origin: int
   bounds: Bounds = UNBOUNDED
   terms: tuple[Dim, ...] = ()
+  steps: tuple[float, float] | None = None
 
   @property
   def fixed(self) -> bool:
@@ -316,7 +318,8 @@ def _described(eqn: Any, ins: Sequence[Value], out: Value) -> Value:
   if name not in ELEMENTWISE and not any(map(_unsure, ins)):
     dead = tuple(FINITE if one == ANYTHING else one for one in dead)
   terms = out.terms if name == 'reduce_sum' else ins[0].terms if name in SAME_SUM else ()
-  return out._replace(dead=dead, bounds=interval.bounds(eqn, [v.bounds for v in ins]), terms=terms)
+  bounds, steps = interval.bounds(eqn, [v.bounds for v in ins]), steps_of(eqn, ins)
+  return out._replace(dead=dead, bounds=bounds, terms=terms, steps=steps)
 
 
 # Behind these a sum is still a sum.
@@ -339,6 +342,28 @@ def mean_of(eqn: Any, ins: Sequence[Value]) -> Mean | None:
     if isinstance(count, int) and count > 0 and abs(number - count) < 1e-4 * count / full:
       return Mean(total.terms, count)
   return None
+
+
+def steps_of(eqn: Any, ins: Sequence[Value]) -> tuple[float, float] | None:
+  """(start, step) of a result that counts along its first axis: places of a slice with a stride."""
+  match eqn.primitive.name:
+    case 'iota':
+      return (0, 1) if eqn.params['dimension'] == 0 else None
+    case 'convert_element_type':
+      return ins[0].steps
+    case 'broadcast_in_dim' | 'reshape':
+      before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+      return ins[0].steps if after == (*before, *[1] * (len(after) - len(before))) else None
+    case 'add' | 'mul':
+      counted, other = sorted(ins, key=lambda value: value.steps is None)
+      low, high = other.bounds
+      if counted.steps is None or low != high:
+        return None
+      start, step = counted.steps
+      adds = eqn.primitive.name == 'add'
+      return (start + low, step) if adds else (start * low, step * low)
+    case _:
+      return None
 
 
 def _unsure(value: Value) -> bool:

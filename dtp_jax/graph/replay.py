@@ -21,7 +21,7 @@ from dtp_jax.graph.flow import Scope, Value, shape_of
 from dtp_jax.graph.origins import REDUCTIONS, origins
 from dtp_jax.graph.positions import Kept, count, positions, pruned
 from dtp_jax.graph.replay_calls import run_call
-from dtp_jax.graph.rules_gather import known_start
+from dtp_jax.graph.rules_gather import known_start, known_steps
 
 # Axes on which a value is looked at where channels are dead: how many of them there are, or one if
 # these are all the same.
@@ -199,7 +199,7 @@ def _bind(eqn: Any, scope: Scope, kept: Kept, args: list[Any], dead: Axes = NO_A
     if key in params and not generated:
       params[key] = tuple(dead.get(d, n) for d, n in enumerate(params[key]))
   if eqn.primitive.name == 'gather':
-    args = [args[0], _start(eqn, ins, kept, args[1])]
+    args = [args[0], _places(eqn, ins, outs, kept, args[1])]
   result = eqn.primitive.bind(*args, **params)
   results = result if eqn.primitive.multiple_results else [result]
   if generated:  # at the traced size, so that the kept agree
@@ -264,8 +264,16 @@ def _gathered(eqn: Any, ins: list[Value], kept: Kept, table: Any) -> tuple[Any, 
   return tuple(taken)
 
 
-def _start(eqn: Any, ins: list[Value], kept: Kept, indices: Any) -> Any:
+def _steps_dim(eqn: Any, outs: list[Value]) -> Dim:
+  """The dim of a gather's result that runs over its indices."""
+  offsets = eqn.params['dimension_numbers'].offset_dims
+  return next(dim for d, dim in enumerate(outs[0].dims) if d not in offsets)
+
+
+def _places(eqn: Any, ins: list[Value], outs: list[Value], kept: Kept, indices: Any) -> Any:
   """The indices of a gather; of a window at a known place, where that place is now."""
+  if known_steps(eqn, ins[1]) is not None:  # whole runs go: there are fewer, at the same places
+    return indices[: size(_steps_dim(eqn, outs), indices.shape[0], kept)]
   start = known_start(eqn, ins[1])
   if start is None:
     return indices

@@ -7,28 +7,32 @@ from typing import Any
 from dtp_jax.graph.dead import ANYTHING, together
 from dtp_jax.graph.dims import freeze, unify
 from dtp_jax.graph.flow import Flow, Value, fixed, origin_of, rule, shape_of
-from dtp_jax.graph.rules_shape import window
+from dtp_jax.graph.rules_shape import every, window
 
 
 @rule('gather')
 def gather(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
-  """Axes taken whole, or in a window at a known place, pass; those looked up by rows freeze."""
+  """Axes taken whole, or in known windows or steps, pass; those looked up by rows freeze."""
   table, indices = ins
   numbers, taken = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
   size, start = shape_of(eqn.invars[0]), known_start(eqn, indices)
   rows, batched = numbers.collapsed_slice_dims, numbers.operand_batching_dims
   pieces, dims = list(table.dims), list(indices.dims[:-1])
+  strided = known_steps(eqn, indices)
   for d, i in zip(batched, numbers.start_indices_batching_dims, strict=True):
     unify(table.dims[d], indices.dims[i], flow.reason(eqn, ' of dims that do not line up'))
   for d, dim in enumerate(table.dims):
     if d in batched or (taken[d] == size[d] and d not in rows):
+      continue
+    if strided and d in rows:
+      dims[0] = every(flow, eqn, dim, *strided, shape_of(eqn.invars[1])[0])
       continue
     if start is not None and d in numbers.start_index_map:
       pieces[d] = window(flow, eqn, dim, start, start + taken[d])
     else:
       freeze(dim, flow.reason(eqn, ' looks up rows of it'))
       pieces[d] = fixed(taken[d], flow.reason(eqn))
-  dead = [ANYTHING] * len(dims)
+  dead = [table.dead[rows[0]].moved if strided else ANYTHING] * len(dims)
   for d, i in zip(batched, numbers.start_indices_batching_dims, strict=True):
     dead[i] = table.dead[d].moved
   kept = [d for d in range(len(size)) if d not in (*rows, *batched)]
@@ -69,6 +73,18 @@ def scatter(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value] | None:
 
 def _same_size(eqn: Any, axis: int, update_axis: int) -> bool:
   return shape_of(eqn.invars[0])[axis] == shape_of(eqn.invars[2])[update_axis]
+
+
+def known_steps(eqn: Any, indices: Value) -> tuple[int, int] | None:
+  """(start, stride) of a gather that is a slice with a stride of one axis, and takes no more."""
+  numbers = eqn.params['dimension_numbers']
+  one_axis = tuple(numbers.start_index_map) == tuple(numbers.collapsed_slice_dims)
+  if indices.steps is None or not one_axis or len(indices.dims) != 2:
+    return None
+  start, stride = map(int, indices.steps)
+  return (
+    (start, stride) if start >= 0 and stride > 0 and len(numbers.start_index_map) == 1 else None
+  )
 
 
 def known_start(eqn: Any, indices: Value) -> int | None:

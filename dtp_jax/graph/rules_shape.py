@@ -146,7 +146,7 @@ def slice_(flow: Flow, eqn: Any, ins: list[Value]) -> list[Value]:
     if size == sizes[d]:
       continue
     if strides[d] != 1:
-      part = _every(flow, eqn, value.dims[d], starts[d], strides[d], size)
+      part = every(flow, eqn, value.dims[d], starts[d], strides[d], size)
     else:
       part = window(flow, eqn, value.dims[d], starts[d], limits[d])
     value = value.with_dim(d, part).with_dead(d, value.dead[d].moved)
@@ -161,7 +161,7 @@ def window(flow: Flow, eqn: Any, dim: Dim, start: int, limit: int) -> Dim:
   return divided(flow, eqn, dim, [n for n in lengths if n])[1 if start else 0]
 
 
-def _every(flow: Flow, eqn: Any, dim: Dim, start: int, stride: int, size: int) -> Dim:
+def every(flow: Flow, eqn: Any, dim: Dim, start: int, stride: int, size: int) -> Dim:
   """One of every `stride` elements: the runs of as many live or die together."""
   if not frozen(dim) and start < stride and dim.size == size * stride:
     runs = fresh(size)

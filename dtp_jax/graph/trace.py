@@ -110,7 +110,7 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
 def abstract(array: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
   """What a trace sees of an array, perhaps with another shape."""
   dtype = array.dtype
-  if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):  # keys have no other dtype
+  if not jax.numpy.issubdtype(dtype, jax.dtypes.extended):  # keys have no other dtype
     dtype = jax.dtypes.canonicalize_dtype(dtype)  # numpy's int64 is int32 to jit
   return jax.ShapeDtypeStruct(
     array.shape if shape is None else shape,

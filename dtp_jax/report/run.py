@@ -117,7 +117,7 @@ def _slim_lines(workdir):
     f'The slim model is {ratio:.2f} times as fast (median of interleaved repeats on this device). '
     'It lies in slim/: variables.safetensors, kept.json and StableHLO; its outputs differ from '
     f'those of the masked network by at most {worst:.1e} of the largest.',
-    *slim['notes'],
+    *slim.get('notes', ()),  # 0.4.0 wrote none
     '',
   ]
 

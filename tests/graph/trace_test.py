@@ -231,24 +231,32 @@ def test_single_channels_are_frozen_by_name(name):
   assert expected <= {(group.name, group.size, group.reason) for group in graph.frozen}
 
 
-def test_static_slices_under_a_symbolic_batch():
-  """There jax writes them as gathers from a constant place on."""
+def halves(h):
+  return jnp.concatenate([-h[:, 3:], h[:, :3]], 1) * h + h[:, -1][:, None] * h[:, 2][:, None]
 
-  def halves(h):
-    return jnp.concatenate([-h[:, 3:], h[:, :3]], 1) * h + h[:, -1][:, None] * h[:, 2][:, None]
 
-  fn, params, x = mlp_around(halves)
+def neighbours(h):
+  """Pairs that are turned by a quarter, as in GPT-J's rotary positions."""
+  return jnp.stack((-h[:, 1::2], h[:, ::2]), -1).reshape(-1, 6) * jnp.sin(h)
+
+
+@pytest.mark.parametrize(
+  ('middle', 'mask'), [(halves, [False, True]), (neighbours, [True, False, True])]
+)
+def test_static_slices_under_a_symbolic_batch(middle, mask):
+  """There jax writes them as gathers: from a constant place on, or at counted places."""
+  fn, params, x = mlp_around(middle)
   graph = trace(fn, params, x)
   (batch,) = jax.export.symbolic_shape('batch')
   symbolic = trace(fn, params, jax.ShapeDtypeStruct((batch, 3), jnp.float32))
-  assert symbolic.sizes == graph.sizes == {'a': 2}
-  slim = shrink(graph, params, {'a': np.array([False, True])})
+  assert symbolic.sizes == graph.sizes == {'a': len(mask)}
+  slim = shrink(graph, params, {'a': np.array(mask)})
   exported = jax.export.export(jax.jit(slim.apply))(
     slim.variables, jax.ShapeDtypeStruct((batch, 3), jnp.float32)
   )
   expected = slim.apply(slim.variables, x)
   np.testing.assert_allclose(exported.call(slim.variables, x), expected, rtol=1e-5)
-  assert_agreement(graph, params, (x,), {}, {'a': np.array([False, True])})
+  assert_agreement(graph, params, (x,), {}, {'a': np.array(mask)})
 
 
 def test_a_custom_derivative_does_not_decide_about_channels():
