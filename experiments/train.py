@@ -16,6 +16,7 @@ Several processes train one network when each is started with --coordinator=HOST
 others end with an error, at the latest --lost_after seconds later.
 """
 
+import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -76,7 +77,7 @@ def _run() -> None:
       sys.exit('\n'.join([*failed, 'See log.txt in their folders; the same command tries again.']))
   if not hosts.is_first():
     return
-  if read_json(f'{FLAGS.workdir}/summary.json')['widths']:
+  if read_json(pathlib.Path(FLAGS.workdir) / 'summary.json')['widths']:
     slim.finish(FLAGS.workdir)
   path = report.write_report(FLAGS.workdir)
   print(f'{report.table(FLAGS.workdir)}Report: {path}')
