@@ -186,7 +186,7 @@ def cases() -> dict[str, Case]:
     'a gate of sliced channels': Case(
       sliced_gate, weights(up=(6, 8), down=(4, 3)), sequences
     ),
-    'every second channel': Case(rotated_pairs, MLP, sequences, note='one at a time'),
+    'every second channel': Case(rotated_pairs, MLP, sequences),
     'a loop over examples': Case(one_by_one, MLP, vectors, note='one at a time'),
     'examples that know of each other': Case(centred, MLP, vectors),
     'a key': Case(noisy, MLP, lambda n: (key, *vectors(n))),
