@@ -169,7 +169,7 @@ def _child(folder: pathlib.Path) -> None:
     return
   from experiments.zoo_models import measure
 
-  for part in measure.measure(_MEASURE.value, folder):
+  for part in measure.measure(str(_MEASURE.value), folder):
     print(json.dumps(part), flush=True)
 
 
@@ -194,7 +194,7 @@ def _measure_all(path: pathlib.Path) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   there = {row['model'] for row in read(path)} if path.exists() else set()
   with path.open('a', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+    writer = csv.DictWriter[str](file, COLUMNS, lineterminator='\n')
     if not there and not file.tell():
       writer.writeheader()
     with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:

@@ -1,4 +1,5 @@
 """Equinox: its own layers, and the vision models of equimo."""
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
 """Haiku: its networks, and a recurrent core."""
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
 """The Flax models of transformers and diffusers, called as their users call them."""
+# pyright: reportMissingImports=false
 
 import sys
 from collections.abc import Callable
