@@ -8,7 +8,7 @@ total: `import` until the main function is reached; `data`, loading the data set
 holds the trace of the network; `compile`, XLA's work or the reading of its cache, and what JAX
 traces and lowers before it; `export`, the slim model saved, checked and timed; `report`; `train`,
 all the rest, evaluation and checkpoints among it. What is compiled in an export counts as export.
-With --processes above 1 all that the processes of the runs do counts as train.
+With --at_a_time above 1 all that the processes of the runs do counts as train.
 """
 
 import collections
@@ -28,7 +28,7 @@ from experiments.bench.timing import table, write_csv
 flags.DEFINE_string('job', 'configs/mnist_mini.py', 'Path of the config.')
 flags.DEFINE_string('out', 'main_job.csv', 'File of the rows.')
 flags.DEFINE_string('cache', '', 'Compilation cache to go on with; default: an empty one.')
-flags.DEFINE_integer('processes', 1, 'Of experiments.train.')
+flags.DEFINE_integer('at_a_time', 1, 'Runs that a job trains at a time.')
 flags.DEFINE_integer('runs', 2, 'Jobs, each with what those before it compiled.')
 FLAGS = flags.FLAGS
 
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
       workdir = os.path.join(folder, str(len(found)))
       begin = time.perf_counter()
       spent = run(
-        FLAGS.job, workdir, f'--compilation_cache={cache}', f'--processes={FLAGS.processes}'
+        FLAGS.job, workdir, f'--compilation_cache={cache}', f'--processes={FLAGS.at_a_time}'
       )
       wall = time.perf_counter() - begin
       seconds = {f'{phase}_s': round(spent.get(phase, 0.0), 2) for phase in PHASES}
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
       found.append(
         {
           'job': FLAGS.job,
-          'processes': FLAGS.processes,
+          'at_a_time': FLAGS.at_a_time,
           'cache': name,
           **seconds,
           'total_s': round(wall, 2),
