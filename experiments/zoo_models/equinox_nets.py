@@ -1,5 +1,7 @@
 """Equinox: its own layers, and the vision models of equimo."""
 
+# The libraries are an extra.
+# pyright: reportMissingImports=false
 from collections.abc import Callable
 from typing import Any
 

@@ -13,7 +13,7 @@ from experiments.zoo_models.model import Model, images, tokens
 
 def _linen(module: nn.Module, *inputs: Any, train: bool = True) -> Model:
   """A Linen module in evaluation; `train` says that it takes the flag."""
-  flag = {'train': False} if train else {}
+  flag: dict[str, Any] = {'train': False} if train else {}
   variables = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, **flag), *inputs)
   return Model(lambda v, *x: module.apply(v, *x, **flag), variables, inputs)
 
@@ -35,7 +35,7 @@ class _Recurrent(nn.Module):
   def __call__(self, ids: Any) -> Any:
     x = nn.Embed(96, 24)(ids)
     there, back = nn.RNN(nn.OptimizedLSTMCell(32)), nn.RNN(nn.GRUCell(32))
-    x = nn.Bidirectional(there, back)(x)
+    x: Any = nn.Bidirectional(there, back)(x)
     return nn.Dense(5)(nn.tanh(nn.Dense(24)(x.max(1))))
 
 
@@ -119,7 +119,7 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module], *inputs: Any) -> Model:
   return Model(lambda state, *x: nnx.merge(definition, state)(*x), state, inputs)
 
 
-_DECODER = {'num_classes': 96, 'width': 32, 'depth': 3, 'heads': 4, 'kv_heads': 2}
+_DECODER: dict[str, Any] = {'num_classes': 96, 'width': 32, 'depth': 3, 'heads': 4, 'kv_heads': 2}
 _PIXELS = (2, 32, 32, 3)
 
 MODELS: dict[str, Callable[[], Model]] = {

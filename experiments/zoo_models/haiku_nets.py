@@ -1,5 +1,7 @@
 """Haiku: its networks, and a recurrent core."""
 
+# The libraries are an extra.
+# pyright: reportMissingImports=false
 from collections.abc import Callable
 from typing import Any
 
