@@ -1,6 +1,7 @@
 """The Flax models of transformers and diffusers, called as their users call them."""
 
 import sys
+
 # The libraries are an extra.
 # pyright: reportMissingImports=false
 from collections.abc import Callable
