@@ -39,7 +39,7 @@ _RELOAD = flags.DEFINE_bool('reload', False, 'Internal: runs the export of a net
 
 FILE = 'zoo.csv'
 GOAL = {'macs': 0.95, 'params': 0.9}  # the shares of these that should be prunable
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
   'model', 'library', 'macs', 'prunable_macs', 'params', 'prunable_params', 'groups', 'macs_50',
   'macs_25', 'params_50', 'params_25', 'difference', 'export_batch', 'export_difference',
   'trace_seconds', 'trace_mib', 'shrink_seconds', 'shrink_mib', 'seconds', 'frozen_macs',
@@ -169,7 +169,7 @@ def _child(folder: pathlib.Path) -> None:
     return
   from experiments.zoo_models import measure
 
-  for part in measure.measure(str(_MEASURE.value), folder):
+  for part in measure.measure(_MEASURE.value or '', folder):
     print(json.dumps(part), flush=True)
 
 

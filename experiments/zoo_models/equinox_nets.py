@@ -1,6 +1,8 @@
 """Equinox: its own layers, and the vision models of equimo."""
 # pyright: reportMissingImports=false
 
+# The libraries are an extra.
+# pyright: reportMissingImports=false
 from collections.abc import Callable
 from typing import Any
 

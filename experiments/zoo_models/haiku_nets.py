@@ -1,6 +1,8 @@
 """Haiku: its networks, and a recurrent core."""
 # pyright: reportMissingImports=false
 
+# The libraries are an extra.
+# pyright: reportMissingImports=false
 from collections.abc import Callable
 from typing import Any
 

@@ -2,6 +2,9 @@
 # pyright: reportMissingImports=false
 
 import sys
+
+# The libraries are an extra.
+# pyright: reportMissingImports=false
 from collections.abc import Callable
 from typing import Any
 
