@@ -1,5 +1,4 @@
 """Equinox: its own layers, and the vision models of equimo."""
-# pyright: reportMissingImports=false
 
 # The libraries are an extra.
 # pyright: reportMissingImports=false

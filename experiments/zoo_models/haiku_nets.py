@@ -1,5 +1,4 @@
 """Haiku: its networks, and a recurrent core."""
-# pyright: reportMissingImports=false
 
 # The libraries are an extra.
 # pyright: reportMissingImports=false

@@ -1,5 +1,4 @@
 """The Flax models of transformers and diffusers, called as their users call them."""
-# pyright: reportMissingImports=false
 
 import sys
 
