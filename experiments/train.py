@@ -4,8 +4,9 @@
 
 Any field of the config can be set on the command line, as in --config.prune.keep=0.02 or
 --config.seed=1. The baselines of the config fork from one dense network and lie in
-workdir/baselines; --processes=2 trains two of them at a time, as experiments.sweep does. Run again
-with the same workdir, it resumes; the report is workdir/report.md.
+workdir/baselines; where there are several devices, --processes=2 trains two of them at a time, as
+experiments.sweep does. Run again with the same workdir, it resumes; the report is
+workdir/report.md.
 
 On SIGTERM, a scheduler's notice of preemption, it writes a checkpoint at the next step and ends
 with the exit status 143: the same command goes on from there.
