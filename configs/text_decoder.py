@@ -17,7 +17,7 @@ Command: python -m experiments.sweep --config=configs/text_decoder.py --workdir=
          python -m experiments.report runs/text_decoder --out=FOLDER --timed   (tokens per second)
          python -m experiments.train --config=configs/text_decoder.py:keep=0.25
            --workdir=runs/text_decoder_slim   (the slim model)
-Hardware: one CPU core, an hour. Expected: the table in docs/decoders.md.
+Hardware: one CPU core. Time and expected result: an hour for all; the table of docs/decoders.md.
 """
 
 from collections.abc import Iterator

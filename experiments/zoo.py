@@ -29,14 +29,7 @@ from absl import app, flags
 from dtp_jax.export import load_slim
 from dtp_jax.export.checks import agreement
 
-_OUT = flags.DEFINE_string('out', None, 'Folder for zoo.csv.')
-_MODELS = flags.DEFINE_list('models', ['*'], 'Names of networks, or patterns of them.')
-_JOBS = flags.DEFINE_integer('jobs', 2, 'Networks at a time.', lower_bound=1)
-_LIMIT = flags.DEFINE_integer('limit', 120, 'Seconds after which a network is given up.')
-_NOTHING_NEW = flags.DEFINE_bool('nothing_new', False, 'Measure nothing, show the tables.')
-_MEASURE = flags.DEFINE_string('measure', None, 'Internal: measures one network in this process.')
-_RELOAD = flags.DEFINE_bool('reload', False, 'Internal: runs the export of a network.')
-
+FLAGS = flags.FLAGS
 FILE = 'zoo.csv'
 GOAL = {'macs': 0.95, 'params': 0.9}  # the shares of these that should be prunable
 COLUMNS: tuple[str, ...] = (
@@ -133,8 +126,8 @@ def measured(name: str, limit: int) -> dict[str, str]:
 def _run(arguments: list[str], limit: int) -> tuple[list[dict[str, Any]], str, float]:
   """The JSON lines that a process of this file printed, what went wrong, and its seconds."""
   command = [sys.executable, '-m', 'experiments.zoo', *arguments]
-  flags = f'{os.environ.get("XLA_FLAGS", "")} {_QUICK}'
-  own = {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore', 'XLA_FLAGS': flags}
+  options = f'{os.environ.get("XLA_FLAGS", "")} {_QUICK}'
+  own = {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore', 'XLA_FLAGS': options}
   environment = {**os.environ, **own}
   start, error = os.times().elapsed, ''
   try:
@@ -164,12 +157,12 @@ def _count(number: str) -> str:
 
 def _child(folder: pathlib.Path) -> None:
   """Prints what is measured in this process, a JSON object a line."""
-  if _RELOAD.value:
+  if FLAGS.reload:
     print(json.dumps({'export_difference': f'{_read_back(folder):.1e}'}))
     return
   from experiments.zoo_models import measure
 
-  for part in measure.measure(_MEASURE.value or '', folder):
+  for part in measure.measure(FLAGS.measure or '', folder):
     print(json.dumps(part), flush=True)
 
 
@@ -188,17 +181,17 @@ def _measure_all(path: pathlib.Path) -> None:
   """Appends the rows that are wanted and missing."""
   from experiments.zoo_models import MODELS
 
-  wanted = [n for n in MODELS if any(fnmatch.fnmatch(n, pattern) for pattern in _MODELS.value)]
+  wanted = [n for n in MODELS if any(fnmatch.fnmatch(n, pattern) for pattern in FLAGS.models)]
   if not wanted:
-    sys.exit(f'--models={",".join(_MODELS.value)} fits none of {", ".join(MODELS)}.')
+    sys.exit(f'--models={",".join(FLAGS.models)} fits none of {", ".join(MODELS)}.')
   path.parent.mkdir(parents=True, exist_ok=True)
   there = {row['model'] for row in read(path)} if path.exists() else set()
   with path.open('a', newline='') as file:
-    writer = csv.DictWriter[str](file, COLUMNS, lineterminator='\n')
+    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     if not there and not file.tell():
       writer.writeheader()
-    with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
-      jobs = [pool.submit(measured, n, _LIMIT.value) for n in wanted if n not in there]
+    with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
+      jobs = [pool.submit(measured, n, FLAGS.limit) for n in wanted if n not in there]
       for job in concurrent.futures.as_completed(jobs):
         row = job.result()
         writer.writerow(row)
@@ -208,15 +201,15 @@ def _measure_all(path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
   """Measures, and prints the tables."""
-  if len(argv) > 1 or not _OUT.value:
+  if len(argv) > 1 or not FLAGS.out:
     sys.exit('Give --out=FOLDER and no other argument. Try --help.')
-  folder = pathlib.Path(_OUT.value)
-  if _MEASURE.value or _RELOAD.value:
+  folder = pathlib.Path(FLAGS.out)
+  if FLAGS.measure or FLAGS.reload:
     _child(folder)
     return
   path = folder / FILE
   try:
-    if not _NOTHING_NEW.value:
+    if not FLAGS.nothing_new:
       _measure_all(path)
     rows = read(path)
   except (ValueError, OSError) as error:
@@ -226,5 +219,17 @@ def main(argv: list[str]) -> None:
     print(f'\n{name}: {" ".join(said)}')
 
 
+def _define_flags() -> None:
+  """In the program alone: the functions above are imported beside those of other programs."""
+  flags.DEFINE_string('out', None, 'Folder for zoo.csv.')
+  flags.DEFINE_list('models', ['*'], 'Names of networks, or patterns of them.')
+  flags.DEFINE_integer('jobs', 2, 'Networks at a time.', lower_bound=1)
+  flags.DEFINE_integer('limit', 120, 'Seconds after which a network is given up.')
+  flags.DEFINE_bool('nothing_new', False, 'Measure nothing, show the tables.')
+  flags.DEFINE_string('measure', None, 'Internal: measures one network in this process.')
+  flags.DEFINE_bool('reload', False, 'Internal: runs the export of a network.')
+
+
 if __name__ == '__main__':
+  _define_flags()
   app.run(main)
