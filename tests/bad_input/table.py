@@ -64,7 +64,8 @@ def command(module: str, *arguments: Any) -> None:
 def _own_flags() -> Iterator[None]:
   """Flags that are defined inside are gone outside: every command defines its own."""
   defined, there = flags.FLAGS, {}
-  for name in ('config', 'workdir', 'out', 'title', 'check', 'write'):  # of commands others import
+  imported = ('config', 'workdir', 'out', 'title', 'timed', 'check', 'write')  # by other tests
+  for name in imported:
     if name in defined:
       there[name] = defined[name]
       delattr(defined, name)
