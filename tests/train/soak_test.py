@@ -39,13 +39,13 @@ def workers_of(process, workdir):
 def soak(tmp_path, seeds, disturbed):
   """A sweep that is stopped by `disturbed` signals and begun again, against one that is not.
 
-  The disturbed one has two devices, and so two runs side by side.
+  Both have two devices, and so two runs side by side, each with as many cores: equal to the bit.
   """
   flags = (CONFIG, f'--seeds={seeds}', '--config.eval_every=0.096')
   log, calm, stormy = tmp_path / 'log.txt', tmp_path / 'calm', tmp_path / 'stormy'
   runs, done = 5 * seeds, {}
   patience = victims.PATIENCE + 5 * runs
-  calm_sweep = victims.start('sweep', *flags, f'--workdir={calm}', log=log)
+  calm_sweep = victims.start('sweep', *flags, f'--workdir={calm}', log=log, devices=2)
   victims.finish(calm_sweep, log, patience=patience)
 
   def begin():
