@@ -164,7 +164,7 @@ class CostProblem:
     ranking = lax.stop_gradient(ranking)
     if not (isinstance(ranking, jax.core.Tracer) or isinstance(keep, jax.core.Tracer)):
       limit = self.limit if self._ended(keep) else rounding.limit_at(self.cost, keep)
-      return jnp.asarray(self._round(np.asarray(ranking), limit))
+      return jax.device_put(self._round(np.asarray(ranking), limit))
     limit = jnp.where(
       self._ended(keep),
       rounding_traced.as_limbs(self.limit, self.cost),

@@ -95,7 +95,7 @@ def _widened(array: Any, cut: Cut) -> Any:
     place = np.zeros(cut.shape[axis], int)
     place[positions] = np.arange(len(positions))
     widened = np.take(widened, place, axis)
-  return jax.numpy.asarray(widened) if cut.kept else array
+  return jax.device_put(widened) if cut.kept else array
 
 
 def kept_as_json(graph: Graph, kept: Mapping[str, np.ndarray]) -> dict[str, Any]:

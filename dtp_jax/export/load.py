@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax.export.cuts import Cuts, kept_from_json
@@ -115,8 +114,7 @@ class SavedSlim:
           f'{name!r} has the shape {there} in {self.folder}; expected {here}, as in this graph. '
           'Trace the network that was saved.'
         )
-    given = {name: jnp.asarray(array) for name, array in arrays.items()}
-    return Slim(rebuild(given), slim.kept, slim.apply)
+    return Slim(rebuild(jax.device_put(arrays)), slim.kept, slim.apply)
 
 
 def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:

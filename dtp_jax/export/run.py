@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax import export
@@ -88,7 +87,7 @@ def load_network(workdir: pathlib.Path, config: Config, data: Dataset) -> tuple[
   init = functools.partial(model.init, train=False)
   structs = flat(jax.eval_shape(init, jax.random.key(0), data.example))
   pruned = _arrays(workdir / 'pruned.npz', structs, required=structs)
-  return model, jax.tree.map(jnp.asarray, nested(pruned))
+  return model, jax.device_put(nested(pruned))
 
 
 def _arrays(

@@ -173,7 +173,8 @@ def _taken(leaf: Any, index: np.ndarray, axis: int) -> Any:
   if isinstance(leaf, Tracer) or not getattr(leaf, 'is_fully_addressable', True):
     return jnp.take(leaf, index, axis)
   taken = np.take(np.asarray(leaf), index, axis)
-  return jnp.asarray(taken) if isinstance(leaf, jax.Array) else taken
+  # Not jnp.asarray, which compiles a program for each shape.
+  return jax.device_put(taken) if isinstance(leaf, jax.Array) else taken
 
 
 def _check_shapes(

@@ -70,7 +70,7 @@ def from_llama(
     struct = structs[path]
     parts = [arrays[name] for name in names[path]]
     whole = np.stack([part.T if path.endswith('kernel') else part for part in parts])
-    return jnp.array(whole.reshape(struct.shape), struct.dtype)
+    return jax.device_put(np.array(whole.reshape(struct.shape), struct.dtype))
 
   return {'params': nested({path: ours(path) for path in structs})}
 

@@ -66,7 +66,8 @@ def from_torch(
     )
   state_dict.check({name: struct.shape for name, struct in layout.values()}, arrays)
   # Copies, since torch may go on training in its own memory.
-  return nested({p: jnp.array(_to_flax(arrays[n]), s.dtype) for p, (n, s) in layout.items()})
+  copies = {p: np.array(_to_flax(arrays[n]), s.dtype) for p, (n, s) in layout.items()}
+  return jax.device_put(nested(copies))
 
 
 def _layout(model: nn.Module) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:

@@ -14,7 +14,7 @@ import dtp_jax as dtp
 from dtp_jax.export import save_slim
 from dtp_jax.export.checks import agreement
 from dtp_jax.files import write_npz
-from dtp_jax.graph import Graph, Slim
+from dtp_jax.graph import Graph
 from dtp_jax.graph.floor import floor_in_words
 from experiments.zoo_models import MODELS, drawn
 
@@ -52,16 +52,21 @@ def measure(name: str, scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
       slims[unit, keep] = slim, pruner.harden(extra)
   yield {f'shrink_{key}': value for key, value in spent.items()}
   yield {'stage': 'difference'}
-  pairs = [slims['macs', keep] for keep in KEEPS]
-  yield {'difference': f'{_difference(graph, variables, model.inputs, pairs):.1e}'}
+  masked = jax.jit(lambda v, hard, *inputs: graph.fn(graph.apply_masks(v, hard), *inputs))
+  worst, outputs = 0.0, {}
+  for keep in KEEPS:
+    slim, hard = slims['macs', keep]
+    outputs[keep] = _arrays(masked(variables, hard, *model.inputs))
+    found = _arrays(slim.apply(slim.variables, *model.inputs))
+    worst = max(worst, agreement(found, outputs[keep]).relative)
+  yield {'difference': f'{worst:.1e}'}
   yield {'stage': 'export'}
-  slim, hard = slims['macs', KEEPS[0]]
+  _, hard = slims['macs', KEEPS[0]]
   manifest = save_slim(scratch / 'slim', graph, variables, hard, model.inputs)
   batch = any(isinstance(n, str) for given in manifest['inputs'] for n in given['shape'])
   yield {'export_batch': 'any' if batch else 'fixed'}
-  outputs = jax.jit(model.fn)(graph.apply_masks(variables, hard), *model.inputs)
   given = {f'input_{i}': array for i, array in enumerate(model.inputs)}
-  expected = {f'output_{i}': np.asarray(x) for i, x in enumerate(jax.tree.leaves(outputs))}
+  expected = {f'output_{i}': array for i, array in enumerate(outputs[KEEPS[0]])}
   write_npz(scratch / 'arrays.npz', {**given, **expected})
   yield {'stage': ''}
 
@@ -90,21 +95,9 @@ def _prunable(graph: Graph) -> dict[str, Any]:
   return row
 
 
-def _difference(
-  graph: Graph, variables: Any, inputs: tuple[Any, ...], pairs: list[tuple[Slim, Any]]
-) -> float:
-  """The largest difference of slim networks from the masked ones, relative to their outputs."""
-
-  @jax.jit
-  def masked(variables: Any, hard: Any, *inputs: Any) -> Any:
-    return graph.fn(graph.apply_masks(variables, hard), *inputs)
-
-  worst = 0.0
-  for slim, hard in pairs:
-    expected = [np.asarray(x) for x in jax.tree.leaves(masked(variables, hard, *inputs))]
-    found = [np.asarray(x) for x in jax.tree.leaves(slim.apply(slim.variables, *inputs))]
-    worst = max(worst, agreement(found, expected).relative)
-  return worst
+def _arrays(outputs: Any) -> list[np.ndarray]:
+  """The leaves of what a network gave, on the host."""
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def drawn(structs: Any, seed: int = 0) -> Any:
       values = 0.6 + 0.4 * normal
     else:
       values = normal / np.sqrt(max(1, np.prod(struct.shape[:-1])))
-    return jnp.asarray(values, struct.dtype)
+    return jax.device_put(values.astype(struct.dtype))
 
   return jax.tree_util.tree_map_with_path(leaf, structs)
 

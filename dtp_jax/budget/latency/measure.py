@@ -164,4 +164,4 @@ def _chunks(calls: Mapping[Any, Call]) -> Iterator[dict[Any, Call]]:
 def _filled(shape: tuple[int, ...], dtype: Any) -> jax.Array:
   """An array of small numbers; time does not depend on which, but it may on all being alike."""
   pattern = np.random.default_rng(0).normal(size=4099)
-  return jnp.asarray(np.resize(pattern, shape), dtype)
+  return jax.device_put(np.resize(pattern, shape).astype(dtype))
