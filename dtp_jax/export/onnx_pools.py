@@ -20,7 +20,7 @@ def pool_in_space(model: Any) -> None:
   Args:
     model: an onnx.ModelProto that jax2onnx made.
   """
-  from onnx import helper  # pyright: ignore[reportMissingImports]
+  from onnx import helper  # pyright: ignore
 
   graph = model.graph
   makers = {name: node for node in graph.node for name in node.output}
