@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from dtp_jax.export.checks import ExportError, reason
+from dtp_jax.export.onnx_pools import pool_in_space
 from dtp_jax.export.signature import Signature, taken
 from dtp_jax.graph import Slim
 
@@ -62,6 +64,7 @@ def write_onnx(
       input_names=signature.names,
       output_names=[f'output_{i}' for i in range(len(traced.out_avals))],
     )
+    pool_in_space(model)
     path.write_bytes(model.SerializeToString())
   except Exception as error:  # of any type: it has no base class of its own
     raise ExportError(
@@ -80,6 +83,10 @@ def runner(path: pathlib.Path, signature: Signature) -> Callable[..., list[np.nd
 
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 4  # it raises what is fatal; a warning is a line for every constant
+  # Of the cores that this process may use: by itself it makes a thread for each of the machine's,
+  # and on fewer cores they wait for each other.
+  if hasattr(os, 'sched_getaffinity'):
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
   fixed = signature.fixed
   with _told():
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])

@@ -50,9 +50,25 @@ def _hard_topk(scores: Array, k: Array) -> Array:
   keys = ordered_bits(scores)
   if keys.shape[-1] <= _FEW:
     return _rank(keys) < k
-  threshold, count = _search(keys, k, _between_floats)
+  lower, upper = _quantiles(keys, k)
+
+  def propose(i: Array, low: Array, high: Array, share: Array) -> Array:
+    t = jnp.where(i == 1, upper, _between_floats(low, high, share))
+    return jnp.where(i == 0, lower, t)
+
+  # No key is above `top`: that of infinity is smaller.
+  top = ~jnp.zeros_like(keys[..., :1])
+  threshold, count, above = _search(keys, k, top, propose)
   kept = keys >= threshold
-  return lax.cond(jnp.all(count == k), lambda: kept, lambda: _first_of_ties(keys, threshold, k))
+  exact = count == k
+
+  def first_of_ties() -> Array:
+    tied = keys == threshold
+    # Where nothing is missing the search is over before it begins.
+    missing = jnp.where(exact, keys.shape[-1], k - above)
+    return jnp.where(exact, kept, (keys > threshold) | _first(tied, missing))
+
+  return lax.cond(jnp.all(exact), lambda: kept, first_of_ties)
 
 
 def _rank(keys: Array) -> Array:
@@ -64,29 +80,41 @@ def _rank(keys: Array) -> Array:
   return jnp.sum(before, axis=-1, dtype=jnp.int32)
 
 
-def _first_of_ties(keys: Array, threshold: Array, k: Array) -> Array:
-  """The mask where more than k keys reach the threshold: of the equal ones the lower index wins."""
-  above = keys > threshold
-  tied = keys == threshold
-  missing = k - _count(above)
-  # Ranked by a second key that falls with the index.
-  index = lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
-  order = jnp.where(tied, jnp.uint32(2**32 - 2) - index, jnp.uint32(0))
-  last, _ = _search(order, missing, _between_integers)
-  return above | (tied & (order >= last) & (missing > 0))
+def _first(chosen: Array, k: Array) -> Array:
+  """The mask of the first k of the chosen elements, in the order of the index."""
+  n = chosen.shape[-1]
+  # Ranked by a key that falls with the index, n to 1. They are few or many, and lie anywhere: it
+  # is the interpolation that finds the last of them.
+  index = lax.broadcasted_iota(jnp.uint32, chosen.shape, chosen.ndim - 1)
+  order = jnp.where(chosen, jnp.uint32(n) - index, jnp.uint32(0))
+  top = jnp.full_like(order[..., :1], n + 1)
+  last, _, _ = _search(order, k, top, _between_integers)
+  return chosen & (order >= last)
 
 
-def _search(keys: Array, k: Array, between: Callable[..., Array]) -> tuple[Array, Array]:
-  """A threshold t that k keys reach, and their number; where none is, the k-th largest key."""
-  lower, upper = _quantiles(keys, k)
+def _search(
+  keys: Array, k: Array, top: Array, propose: Callable[..., Array]
+) -> tuple[Array, Array, Array]:
+  """A threshold t that k keys reach, or where none is the k-th largest key.
+
+  Args:
+    keys: (..., n), unsigned.
+    k: (..., 1).
+    top: (..., 1), above all keys.
+    propose: a threshold to try, of the number of the probe, the bracket, and the share of its keys
+      that are to be left out.
+
+  Returns:
+    t, how many keys reach it, and how many reach the end of the bracket above it: where more than k
+    reach t, those that are larger than t.
+  """
 
   def probe(carry: _Bracket) -> _Bracket:
     i, low, high, at_low, at_high = carry
     share = (at_low - k).astype(jnp.float32) / (at_low - at_high).astype(jnp.float32)
     # Every third probe bisects: no interpolation is safe against all distributions.
     middle = low + ((high - low) >> 1)
-    t = jnp.where(i % 3 == 1, middle, between(low, high, share))
-    t = jnp.where(i == 0, lower, jnp.where(i == 1, upper, t))
+    t = jnp.where((i % 3 == 1) & (i > 1), middle, propose(i, low, high, share))
     t = jnp.where((t > low) & (t < high), t, middle)
     count = _count(keys >= t)
     enough = count >= k
@@ -96,14 +124,13 @@ def _search(keys: Array, k: Array, between: Callable[..., Array]) -> tuple[Array
 
   def unfinished(carry: _Bracket) -> Array:
     _, low, high, at_low, _ = carry
-    return jnp.any((at_low != k) & (high - low > 1))
+    return jnp.any((at_low != k) & (high - low > 1) & (k > 0))
 
   low = jnp.zeros_like(keys[..., :1])
-  top = ~low  # no key: that of infinity is smaller
   n = jnp.full(low.shape, keys.shape[-1], jnp.int32)
   carry = jnp.zeros((), jnp.int32), low, top, n, jnp.zeros_like(n)
-  _, low, _, count, _ = lax.while_loop(unfinished, probe, carry)
-  return jnp.where(k == 0, top, low), jnp.where(k == 0, 0, count)
+  _, low, _, count, above = lax.while_loop(unfinished, probe, carry)
+  return jnp.where(k == 0, top, low), jnp.where(k == 0, 0, count), jnp.where(k == 0, 0, above)
 
 
 def _between_floats(low: Array, high: Array, share: Array) -> Array:
@@ -112,7 +139,8 @@ def _between_floats(low: Array, high: Array, share: Array) -> Array:
   return ordered_bits(a + share.astype(a.dtype) * (b - a))
 
 
-def _between_integers(low: Array, high: Array, share: Array) -> Array:
+def _between_integers(i: Array, low: Array, high: Array, share: Array) -> Array:
+  del i
   # In float32, which may lie above `high`: the search looks after that.
   return low + (share * (high - low).astype(jnp.float32)).astype(low.dtype)
 

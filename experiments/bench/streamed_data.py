@@ -27,6 +27,7 @@ from dtp_jax.data import load
 from dtp_jax.data.images import crop_box
 from dtp_jax.data.streamed import Options, Streamed
 from dtp_jax.train.flags import parse_flags
+from experiments.bench.timing import Row, table, write_csv
 
 config_flags.DEFINE_config_file('config', None, 'Path of a config whose data set is in memory.')
 flags.DEFINE_integer('image_size', 224, 'Height and width of the crops, in pixels.')
@@ -35,6 +36,7 @@ flags.DEFINE_integer('batches', 16, 'Timed batches of a repeat.')
 flags.DEFINE_integer('repeats', 7, 'Repeats, after one to warm up.')
 flags.DEFINE_integer('threads', os.cpu_count() or 1, 'Threads that decode.')
 flags.DEFINE_integer('quality', 90, 'Of the JPEG files.')
+flags.DEFINE_string('out', None, 'CSV file of the table.')
 FLAGS = flags.FLAGS
 
 _SIZE, _RECORDS = (500, 375), 256
@@ -114,12 +116,20 @@ def main(argv: list[str]) -> None:
     f'{_SIZE[0]} x {_SIZE[1]} JPEGs of {kilobytes:.0f} kB to {size} x {size}; {os.cpu_count()} '
     f'cores, load {os.getloadavg()[0]:.1f}; median (quartiles) of {FLAGS.repeats} repeats.'
   )
-  for name, rates in found.items():
-    low, middle, high = np.percentile(rates, (25, 50, 75), axis=0)
-    wall, busy = (
-      f'{m:,.0f} ({l:,.0f} to {h:,.0f})' for l, m, h in zip(low, middle, high, strict=True)
-    )
-    print(f'{name}: {wall} images/s, {busy} a second of processor time')
+  rows = [_row(name, rates) for name, rates in found.items()]
+  print(table(rows))
+  if FLAGS.out:
+    case = {'image_size': size, 'batch_size': batch_size, 'repeats': FLAGS.repeats}
+    write_csv(FLAGS.out, [{**row, **case} for row in rows])
+
+
+def _row(name: str, rates: np.ndarray) -> Row:
+  """Median and quartiles of images per second of wall time and of processor time."""
+  row: Row = {'name': name}
+  for clock, values in zip(('wall', 'processor'), rates.T, strict=True):
+    low, middle, high = np.percentile(values, (25, 50, 75)).round(1).tolist()
+    row |= {f'{clock}_per_s': middle, f'{clock}_lower': low, f'{clock}_upper': high}
+  return row
 
 
 if __name__ == '__main__':

@@ -32,6 +32,7 @@ def where() -> Row:
     'platform': jax.default_backend(),
     'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
     'load': round(os.getloadavg()[0], 1),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'python': platform.python_version(),
     **{name: metadata.version(name) for name in _VERSIONS},
   }

@@ -53,7 +53,8 @@ def measure(
   ops = {name: jax.jit(f) for name, f in _ops(keep, ceiling).items()}
   calls: dict[str, Callable[[], Any]] = {'bare pass': functools.partial(_bare, scores[0])}
   calls |= {name: _carried(f, scores) for name, f in ops.items()}
-  calls['hard_topk'] = functools.partial(jax.jit(transport.hard_topk), scores[0], k=round(keep * n))
+  hard = jax.jit(functools.partial(transport.hard_topk, k=round(keep * n)))
+  calls['hard_topk'] = functools.partial(hard, scores[0])
   if {*only} - {*calls} or not only:
     calls |= _methods(scores[0], keep) | _peers(scores[0], keep)
   if only:
@@ -61,7 +62,9 @@ def measure(
   found = rows({'n': n}, interleaved(calls, repeats=repeats), 'bare pass', repeats)
   for row in found:
     if row['name'] in ops:
-      row['extra_arrays'] = _extra_arrays(ops[row['name']], scores[0])
+      row['extra_arrays'] = _extra_arrays(ops[row['name']], scores[0], jnp.zeros(n))
+    elif row['name'] == 'hard_topk':
+      row['extra_arrays'] = _extra_arrays(hard, scores[0])
   return found
 
 
@@ -86,9 +89,9 @@ def _ops(keep: float, ceiling: float) -> dict[str, Callable[[Array, Array], tupl
   return steps | {f'{name}, gradient': _with_gradient(f) for name, f in steps.items()}
 
 
-def _extra_arrays(step: Any, scores: Array) -> float:
+def _extra_arrays(step: Any, scores: Array, *state: Array) -> float:
   """What the compiled step allocates besides its arguments and results, in arrays of n floats."""
-  used = step.lower(scores, jnp.zeros_like(scores)).compile().memory_analysis()
+  used = step.lower(scores, *state).compile().memory_analysis()
   return round(used.temp_size_in_bytes / scores.nbytes, 2)
 
 

@@ -17,7 +17,7 @@ import pytest
 from dtp_jax import export
 from dtp_jax.files import read_safetensors, write_safetensors
 from dtp_jax.graph import shrink, trace
-from dtp_jax.models import CifarResNet, Decoder
+from dtp_jax.models import CifarResNet, Decoder, ResNet
 from dtp_jax.train.lock import LockedError, locked
 from dtp_jax.trees import flatten, nested
 from tests.export import accepted
@@ -416,11 +416,12 @@ def _decoder(scan):
 
 
 @pytest.mark.skipif(not _HAS_ONNX, reason='needs jax2onnx')
-@pytest.mark.parametrize('name', ['convolutions', 'decoder', 'scanned decoder'])
+@pytest.mark.parametrize('name', ['convolutions', 'max pooling', 'decoder', 'scanned decoder'])
 def test_onnx_is_the_masked_network_in_onnxruntime(name, tmp_path):
   onnxruntime = pytest.importorskip('onnxruntime')
   module, x = {
     'convolutions': lambda: (CifarResNet(depth=8, width=8), images(2, 16, 16, 3)),
+    'max pooling': lambda: (ResNet(18, num_classes=5, width=8), images(2, 32, 32, 3)),
     'decoder': lambda: _decoder(False),
     'scanned decoder': lambda: _decoder(True),
   }[name]()

@@ -60,6 +60,18 @@ def test_a_batch_has_its_own_counts():
   np.testing.assert_array_equal(mask, np.reshape(loop, (2, 3, 8)))
 
 
+def test_a_batch_of_problems_with_and_without_ties():
+  rng, n = np.random.default_rng(0), 5000
+  distinct = rng.permutation(n)
+  crowded = np.where(np.arange(n) < n - 40, distinct - 2 * n, 7)  # all ties at the end
+  few = np.where(np.isin(np.arange(n), [3, 2500, 4999]), 10 * n, distinct)
+  cases = [(distinct, 1234), (crowded, 17), (few, 2), (0 * distinct, 4000), (few, 0), (few, n)]
+  scores = np.stack([row for row, _ in cases]).astype(np.float32)
+  mask = transport.hard_topk(scores, k=np.array([k for _, k in cases]))
+  loop = [_oracle(row, k) for row, (_, k) in zip(scores, cases, strict=True)]
+  np.testing.assert_array_equal(mask, loop)
+
+
 def test_one_trace_serves_every_count():
   traces = []
 
