@@ -18,6 +18,7 @@ from jax import Array
 
 from dtp_jax.graph import Graph
 from dtp_jax.graph.cost import Polynomial, add
+from dtp_jax.graph.graph import squared
 from dtp_jax.trees import is_array, key_name, path_name, paths
 
 __all__ = ['Masks', 'Params', 'Prunable', 'blocks', 'channels', 'nm', 'weights']
@@ -172,7 +173,7 @@ def channels(
   scores = {
     'l1': lambda params: graph.channel_sums(params, jnp.abs),
     'l2': lambda params: {
-      name: _root(total) for name, total in graph.channel_sums(params, jnp.square).items()
+      name: _root(total) for name, total in graph.channel_sums(params, squared).items()
     },
     'bn': lambda params: graph.channel_sums(_scales_alone(params), jnp.abs, ('carrier',)),
   }
@@ -270,7 +271,10 @@ def _matching(named: dict[str, Any], exclude: Iterable[str], what: str) -> dict[
   """The entries that no pattern excludes."""
   if isinstance(exclude, str):
     raise ValueError(f'exclude is {exclude!r}; expected a tuple of patterns, as in ({exclude!r},).')
-  for pattern in exclude:
+  patterns = tuple(exclude) if isinstance(exclude, Iterable) else exclude
+  if not isinstance(patterns, tuple) or not all(isinstance(one, str) for one in patterns):
+    raise ValueError(f'exclude is {exclude!r}; expected a tuple of patterns, () for none.')
+  for pattern in patterns:
     matched = fnmatch.filter(named, pattern)
     if not matched:
       raise ValueError(

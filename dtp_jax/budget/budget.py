@@ -46,13 +46,15 @@ class Budget:
   multiple_of: int | Literal['auto'] = 1
 
   def __post_init__(self):
-    """Raises ValueError on a keep or a scope out of range."""
+    """Raises ValueError on a keep or a scope out of range; numbers of numpy become Python's."""
+    for name in ('keep', 'min_keep', 'multiple_of'):
+      object.__setattr__(self, name, _plain(getattr(self, name)))
     _check_keep(self)
     if self.scope not in get_args(Scope):
       raise ValueError(f'scope is {self.scope!r}; expected one of {get_args(Scope)}.')
     if not isinstance(self.of, str) and not hasattr(self.of, 'cost'):
       raise ValueError(f"of is {self.of!r}; expected 'count', 'params', 'macs' or a LatencyTable.")
-    multiple, whole = self.multiple_of, isinstance(self.min_keep, int | np.integer)
+    multiple, whole = self.multiple_of, isinstance(self.min_keep, int)
     if not (whole and self.min_keep >= 0) or (
       multiple < 1 if isinstance(multiple, int) else multiple != 'auto'
     ):
@@ -79,6 +81,15 @@ class Budget:
     if self.keep > n:
       raise ValueError(f'keep is {self.keep} {self.unit}; expected at most the {n} there are.')
     return self.keep
+
+
+def _plain(value: Any) -> Any:
+  """Numbers of numpy as those of Python: 0.4 in float32 is the fraction 0.4, as it is written."""
+  if isinstance(value, Mapping):
+    return {key: _plain(fraction) for key, fraction in value.items()}
+  if isinstance(value, np.integer):
+    return int(value)
+  return float(str(value)) if isinstance(value, np.floating) else value
 
 
 def floored(fraction: float, n: int) -> int:

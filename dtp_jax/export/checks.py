@@ -149,6 +149,14 @@ class Reference(NamedTuple):
       results = [np.asarray(leaf) for leaf in jax.tree.leaves(run(*self.inputs))]
     found = agreement(results, self.outputs)
     tolerance = default_tolerance(self.outputs) if tolerance is None else tolerance
+    bad = [
+      n for n, a in ((self.network, self.outputs), (what, results)) if not all(map(_finite, a))
+    ]
+    if bad:
+      raise ExportError(
+        f'the {bad[0]} has outputs that are NaN or infinite, {_where(self.batch)}; expected finite '
+        'ones: look for NaN in the variables and the inputs. Nothing was written.'
+      )
     if not found.relative <= tolerance:
       raise ExportError(
         f'the {what} differs from the {self.network} by {found.difference:.3g} where outputs are '
@@ -179,9 +187,13 @@ def _difference(a: np.ndarray, b: np.ndarray) -> Agreement:
     return Agreement(0.0, 0.0)
   wide = functools.partial(np.asarray, dtype=complex if np.iscomplexobj(b) else float)
   a, b = wide(a), wide(b)
-  if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
+  if not (_finite(a) and _finite(b)):
     return Agreement(float('inf'), float(np.max(np.abs(np.nan_to_num(b)))))
   return Agreement(float(np.max(np.abs(a - b))), float(np.max(np.abs(b))))
+
+
+def _finite(array: np.ndarray) -> bool:
+  return bool(np.all(np.isfinite(array)))
 
 
 def default_tolerance(outputs: Sequence[np.ndarray]) -> float:

@@ -78,9 +78,15 @@ class SavedSlim:
 
     Raises:
       ValueError: other numbers, flags or words than it was exported with; another batch size, where
-        the manifest has but one under 'batch'.
+        the manifest has but one under 'batch'; other shapes or types. Those it takes are named.
     """
-    return self.program.call(self.variables, *taken(inputs, self.manifest.get('fixed', {})))
+    program, given = self.program, taken(inputs, self.manifest.get('fixed', {}))
+    try:
+      return program.call(self.variables, *given)
+    except (TypeError, ValueError) as error:
+      takes = (f'{i["name"]} {i["dtype"]}{i["shape"]}' for i in self.manifest.get('inputs', ()))
+      error.add_note(f'The program takes the inputs {", ".join(takes)}, behind its variables.')
+      raise
 
   def restore(self, graph: Graph, variables: Any) -> Slim:
     """The slim network with the code of the model, to fine-tune it or run it in training mode.
@@ -136,7 +142,7 @@ def load_slim(folder: str | os.PathLike[str]) -> SavedSlim:
   try:
     manifest = read_json(folder / MANIFEST)
   except ValueError as error:
-    raise ValueError(f'{folder / MANIFEST} is damaged: {error}. Export again.') from error
+    raise ValueError(f'{folder / MANIFEST} is damaged: {error} Export again.') from error
   if not isinstance(manifest, dict) or 'format' not in manifest:
     raise ValueError(
       f'{folder / MANIFEST} is not the manifest of a slim model: it names no format. Export again.'

@@ -86,6 +86,10 @@ def save_slim(
     ImportError: ONNX without what it needs, with the commands to install it.
     TypeError, ValueError: inputs without values, variables or masks unlike the graph's.
   """
+  if not isinstance(inputs, tuple | list):
+    raise TypeError(
+      f'inputs is a {type(inputs).__name__}; expected a tuple of example inputs, as in (images,).'
+    )
   folder, kwargs = pathlib.Path(folder), dict(kwargs or {})
   _check_free(folder, overwrite)
   if onnx:
@@ -161,6 +165,9 @@ def _write_onnx(
 
 def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
   """Nothing is replaced unasked, and nothing ever that is no slim model."""
+  for parent in folder.absolute().parents:
+    if parent.exists() and not parent.is_dir():
+      raise FileExistsError(f'{parent} is a file; expected a folder, for {folder} to be made in.')
   if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
     return
   if not (folder / load.MANIFEST).exists():

@@ -29,6 +29,7 @@ class Traced:
     out_tree: structure of the function's result.
     masked: per atom, the leaf axes whose masking makes its deletion sound.
     flow: the events of the walk.
+    batches: the leading dims of inputs that hold examples, that of the batch first.
   """
 
   scope: Scope
@@ -36,6 +37,7 @@ class Traced:
   out_tree: Any
   masked: dict[Atom, set[Axis]]
   flow: Flow
+  batches: tuple[Dim, ...]
 
 
 def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -> Graph:
@@ -151,16 +153,16 @@ def _costs(
   leaves: Sequence[Leaf], traced: Traced, names: dict[Atom, str]
 ) -> tuple[tuple[Operator, ...], Polynomial]:
   """MACs per operator, for one example, and the parameters of the network."""
-  # A leading axis that some product sums over is not a batch: MACs are then those of the call.
-  summed = {a for op in traced.flow.operations for dim in op.summed for a in atoms(dim)}
-  per_example = not any(atom.batch for atom in summed)
+  batches = _examples(traced)
+  # Run alone an operator is given a batch of any size, of which a part says nothing.
+  whole = frozenset(a for a in batches if a.size == traced.batches[0].size)
   operators = []
   for op in traced.flow.operations:
-    macs = Polynomial.constant(op.times) * _count(Product(op.dims), names, per_example)
+    macs = Polynomial.constant(op.times) * _count(Product(op.dims), names, batches)
     name = 'activations' if op.leaf is None else module_of(leaves[op.leaf].path)
     bare = None
     if op.eqn is not None:
-      extents = (tuple(_extent(d, names, per_example) for d in dims) for dims in op.operands)
+      extents = (tuple(_extent(d, names, whole) for d in dims) for dims in op.operands)
       bare = Bare(op.eqn, tuple(extents))
     operators.append(Operator(name, op.primitive, macs, bare))
   params = add(
@@ -171,38 +173,47 @@ def _costs(
   return tuple(operators), params
 
 
+def _examples(traced: Traced) -> frozenset[Atom]:
+  """What counts as one in the MACs: the atoms of the batch, whatever it was reshaped to."""
+  # A leading axis that some product sums over is not a batch: MACs are then those of the call.
+  summed = {a for op in traced.flow.operations for dim in op.summed for a in atoms(dim)}
+  found = [frozenset(atoms(dim)) for dim in traced.batches]
+  if not found or found[0] & summed:
+    return frozenset()
+  return frozenset().union(*(rows for rows in found if not rows & summed))
+
+
 def _batch_size(traced: Traced, operators: Sequence[Operator]) -> Any:
   """The traced batch size, as far as the operators know of a batch."""
   if not any(e.batched for o in operators if o.bare for axes in o.bare.operands for e in axes):
     return 1
-  dims = (dim for op in traced.flow.operations for axes in op.operands for dim in axes)
-  return next(a.size for dim in dims for a in atoms(dim) if a.batch)
+  return traced.batches[0].size
 
 
-def _extent(dim: Dim, names: dict[Atom, str], per_example: bool) -> Extent:
+def _extent(dim: Dim, names: dict[Atom, str], batches: frozenset[Atom]) -> Extent:
   """The size of an axis, with what groups change in it kept apart."""
   dim = resolve(dim)
   fixed, widths = 1, []
   for factor in dim.factors if isinstance(dim, Product) else (dim,):
-    count = _count(factor, names, per_example)
+    count = _count(factor, names, batches)
     if count.groups:
       widths.append(count)
     else:
       fixed *= count.total
-  return Extent(fixed, per_example and any(a.batch for a in atoms(dim)), tuple(widths))
+  return Extent(fixed, not batches.isdisjoint(atoms(dim)), tuple(widths))
 
 
-def _count(dim: Dim, names: dict[Atom, str], per_example: bool = False) -> Polynomial:
+def _count(dim: Dim, names: dict[Atom, str], batches: frozenset[Atom] = frozenset()) -> Polynomial:
   """The size of a dim as a polynomial of kept counts."""
   dim = resolve(dim)
   if isinstance(dim, Atom):
     if dim in names:
       return Polynomial.count(names[dim], dim.size)
-    return Polynomial.constant(1 if dim.batch and per_example else dim.size)
+    return Polynomial.constant(1 if dim in batches else dim.size)
   if isinstance(dim, Product):
-    counts = (_count(factor, names, per_example) for factor in dim.factors)
+    counts = (_count(factor, names, batches) for factor in dim.factors)
     return math.prod(counts, start=Polynomial.constant(1))
-  return add(_count(part, names, per_example) for part in dim.parts)
+  return add(_count(part, names, batches) for part in dim.parts)
 
 
 def _settle_rest(traced: Traced, read: dict[Atom, set[Axis]]) -> None:

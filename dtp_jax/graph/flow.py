@@ -211,7 +211,7 @@ class Flow:
     name = eqn.primitive.name
     sizes = [n for v in (*eqn.invars, *eqn.outvars) for n in getattr(v.aval, 'shape', ())]
     if any(isinstance(n, int) and n == 0 for n in sizes):
-      return self.opaque(eqn, ins), None  # sizes divide each other below
+      return self.opaque(eqn, ins, ' of an axis of size 0'), None  # sizes divide each other below
     entered = CALLS[name](self, eqn, ins) if name in CALLS else None
     if entered is not None:
       return entered
@@ -225,10 +225,11 @@ class Flow:
     where = '/'.join(part for part in self._where if part)
     return f'{eqn.primitive.name}{text}' + (f', in {where}' if where else '')
 
-  def opaque(self, eqn: Any, ins: list[Value]) -> list[Value]:
+  def opaque(self, eqn: Any, ins: list[Value], why: str = '') -> list[Value]:
     """Freezes everything an equation touches; its results are fixed."""
     loops = eqn.primitive.name in ('scan', 'while', 'cond')
-    reason = self.reason(eqn, ' (its body is not entered)' if loops else ' (no rule for it)')
+    why = why or (' (its body is not entered)' if loops else ' (no rule for it)')
+    reason = self.reason(eqn, why)
     for value in ins:
       for dim in value.dims:
         freeze(dim, reason)

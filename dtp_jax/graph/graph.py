@@ -96,7 +96,8 @@ class Graph:
       A tree like `params`. Pure: works under jit, grad and vmap.
 
     Raises:
-      ValueError: an unknown group, a mask of another shape, or a tree without what is masked.
+      ValueError: an unknown group, a mask of another shape, or a tree without what is masked; or
+        with arrays of other shapes.
     """
     for name, mask in masks.items():
       self.check_mask(name, jnp.shape(mask))
@@ -107,6 +108,7 @@ class Graph:
     skip = self._prefix({s.path for s, _ in masked}, place)
     for s, mask in masked:
       leaf = leaves[place[s.path[skip:]]]
+      self._check_leaf(s.path, jnp.shape(leaf))
       shape = [1] * jnp.ndim(leaf)
       shape[s.axis] = len(s.index)
       leaves[place[s.path[skip:]]] = leaf * along(mask, s.index).astype(leaf.dtype).reshape(shape)
@@ -129,7 +131,7 @@ class Graph:
       {group: (n,) array}.
 
     Raises:
-      ValueError: a tree with none of the traced variables.
+      ValueError: a tree with none of the traced variables, or with arrays of other shapes.
     """
     arrays = dict(by_path(tree)[0])
     wanted, sums = set(roles), {}
@@ -140,6 +142,7 @@ class Graph:
       total = jnp.zeros(group.size)
       for s in group.slices:
         if s.role in wanted and s.path[skip:] in arrays:
+          self._check_leaf(s.path, jnp.shape(arrays[s.path[skip:]]))
           rest = [d for d in range(jnp.ndim(arrays[s.path[skip:]])) if d != s.axis]
           entries = jnp.sum(fn(arrays[s.path[skip:]]), axis=rest)
           inside = np.flatnonzero(s.index >= 0)
@@ -154,6 +157,17 @@ class Graph:
       hint = f'; did you mean {close[0]!r}?' if close else f'; the groups are {list(self.groups)}'
       raise ValueError(f'{name!r} is not a prunable group of this graph{hint}')
     check_shape(name, shape, self.groups[name].size)
+
+  def _check_leaf(self, path: Path, shape: tuple[Any, ...]) -> None:
+    if shape != self._shapes[path]:
+      raise ValueError(
+        f'the tree has {"/".join(path)!r} of shape {shape}; expected {self._shapes[path]}, as in '
+        'the variables this graph was made for'
+      )
+
+  @cached_property
+  def _shapes(self) -> dict[Path, tuple[int, ...]]:
+    return {leaf.path: leaf.shape for leaf in self.leaves}
 
   def _prefix(self, wanted: set[Path], place: Mapping[Path, int]) -> int:
     """How many leading keys of the traced paths the given tree leaves out: 0 or 1."""
@@ -182,3 +196,8 @@ def along(mask: jax.Array, index: np.ndarray) -> jax.Array:
   if index.min() >= 0:
     return mask[index]
   return jnp.append(mask, jnp.ones((1,), mask.dtype))[index]
+
+
+def squared(x: jax.Array) -> jax.Array:
+  """|x|^2, a real number for complex ones too."""
+  return jnp.real(x * jnp.conj(x))

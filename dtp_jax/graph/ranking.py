@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax.graph.graph import Graph
+from dtp_jax.graph.graph import Graph, squared
 from dtp_jax.graph.groups import Group, Slice
 from dtp_jax.trees import by_path
 
 
 def rank_layers(
-  graph: Graph, variables: Any, fn: Callable[[jax.Array], jax.Array] = jnp.square
+  graph: Graph, variables: Any, fn: Callable[[jax.Array], jax.Array] = squared
 ) -> Any:
   """Variables of the same function, in which the channels of each layer are ranked.
 

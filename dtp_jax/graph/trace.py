@@ -69,11 +69,12 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
     fn: any JAX function, called as `fn(variables, *inputs, **static)`: a Linen `model.apply`, a
       function of an NNX state or an Equinox model, plain JAX. It is not edited.
     variables: its parameters and state, a pytree of arrays or `jax.ShapeDtypeStruct`s. If it is a
-      dict with a 'params' entry, that entry holds the parameters; else all float leaves are, but
-      for those in an NNX variable that is no `nnx.Param` (statistics).
+      dict with a 'params' entry, that entry holds the parameters; else all float and complex
+      leaves are, but for those in an NNX variable that is no `nnx.Param` (statistics).
     *inputs: what it is applied to. The batch is taken to be the leading axis of the first array
       with two axes or more, or else of the first with one: flags, keys and positions may come
-      before the images. MACs are counted for one example.
+      before the images. MACs are counted for one example; a later array of as many rows, which
+      meets the first in a product alone (the texts of a contrastive loss), has its own here.
     **static: keyword arguments. Arrays among them (random keys) are traced, the rest (flags,
       names) is fixed.
 
@@ -126,9 +127,9 @@ def leaves_of(variables: Any) -> tuple[Leaf, ...]:
   leaves = []
   for path, leaf in by_path(variables)[0]:
     if is_array(leaf):
-      floating = bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
+      inexact = bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact))
       is_state = any(path[: len(state)] == state for state in states)
-      is_param = path[0] == 'params' if named_params else floating and not is_state
+      is_param = path[0] == 'params' if named_params else inexact and not is_state
       leaves.append(Leaf(path, tuple(leaf.shape), leaf.dtype, is_param))
   return tuple(leaves)
 
@@ -159,7 +160,7 @@ def analyze(
   for (path, _), value in zip(paths, outs, strict=True):
     _settle_output(path, value, state)
   masked = _settle_contractions(flow.contractions, leaf_dims, given)
-  return Traced(scope, leaf_dims, out_tree, masked, flow)
+  return Traced(scope, leaf_dims, out_tree, masked, flow, _batches(ins[len(leaves) :]))
 
 
 def _given(leaves: Sequence[Leaf], structs: Sequence[Any]) -> str:
@@ -190,6 +191,17 @@ def _arguments(call: Call, structs: Sequence[Any], leaves: Sequence[Leaf]) -> It
       for d, size in enumerate(struct.shape)
     )
     yield Value(dims, (FINITE,) * len(dims), ACTIVATION)
+
+
+def _batches(inputs: Sequence[Value]) -> tuple[Dim, ...]:
+  """The leading dims of the inputs that have as many rows as the batch, the batch's own first."""
+  first = batched([tuple(dim.size for dim in value.dims) for value in inputs])
+  if first is None:
+    return ()
+  batch, axes = inputs[first].dims[0], len(inputs[first].dims)
+  others = (v for i, v in enumerate(inputs) if i != first and len(v.dims) >= min(2, axes))
+  alike = (v.dims[0] for v in others if axes > 1 and v.dims[0].size == batch.size)
+  return (batch, *alike)
 
 
 def batched(shapes: Sequence[tuple[Any, ...]]) -> int | None:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from dtp_jax.methods.ramp import within
+
 __all__ = ['first_moment', 'log_importance', 'mean_gradient', 'probed', 'second_moment']
 
 _FLOOR = 1e-6  # of the evidence, in units of its mean: elements that the loss never saw
@@ -74,8 +76,8 @@ def mean_gradient(decay: float) -> optax.GradientTransformation:
 
 
 def _running_mean(of: Callable[[Array], Array], decay: float) -> optax.GradientTransformation:
-  if not 0 <= decay < 1:
-    raise ValueError(f'decay is {decay}; expected a number in [0, 1).')
+  if not within(decay, 0, 1, '[)'):
+    raise ValueError(f'decay is {decay!r}; expected a number in [0, 1).')
 
   def init(params: Any) -> optax.EmptyState:
     del params

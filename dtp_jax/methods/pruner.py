@@ -122,9 +122,13 @@ class Pruner(NamedTuple):
 
     Raises:
       ValueError: `scores` is given to a method that has its own.
+      TypeError: something that is no optax transform.
     """
     if self.score_optimizer is not None and scores is not None:
       raise ValueError('scores is given, but this method moves its scores itself; leave it out.')
+    for name, given in {'weights': weights, 'scores': scores or weights}.items():
+      if not hasattr(given, 'update'):
+        raise TypeError(f'{name} is {given!r}; expected an optax transform, as optax.adam(1e-3).')
     chosen = self.score_optimizer or scores or optax.adam(1e-2)
     if self.restarts:
       weights = restarting(weights, self._apply_masks_to_branch)
@@ -132,10 +136,21 @@ class Pruner(NamedTuple):
     return optax.partition({'params': weights, 'scores': chosen}, labels)
 
   def harden(self, extra: Extra) -> Masks:
-    """Boolean masks {name: array} that keep exactly the budget, by the ranking in 'transport'."""
-    ranking, hard = _collection(extra, 'transport', self.elements), {}
+    """Boolean masks {name: array} that keep exactly the budget, by the ranking in 'transport'.
+
+    Raises:
+      ValueError: no such collection, or outside of jit a ranking that is NaN, which orders nothing.
+    """
+    collection, hard = _collection(extra, 'transport', self.elements), {}
     for problem in self.resolved.problems:
-      hard |= problem.scatter(problem.hard(problem.gather(ranking)))
+      ranking = problem.gather(collection)
+      if not isinstance(ranking, jax.core.Tracer) and bool(jnp.any(jnp.isnan(ranking))):
+        names = [name for name, x in collection.items() if bool(jnp.any(jnp.isnan(x)))]
+        raise ValueError(
+          f'the ranking of {names} is NaN: the weights or their gradients were. Take the state of '
+          'an earlier step, and a lower learning rate.'
+        )
+      hard |= problem.scatter(problem.hard(ranking))
     return hard
 
   def shrink(self, variables: Any, extra: Extra, norms: Norms = 'exact') -> Any:
@@ -236,6 +251,12 @@ def _collection(extra: Extra, name: str, elements: Prunable) -> dict[str, Array]
       f'in extra {name!r} is {there}; expected what Pruner.init gives, with an array for each of '
       f'{sorted(elements.shapes)}.'
     )
+  for key, shape in elements.shapes.items():
+    if jnp.shape(found[key]) != shape:
+      raise ValueError(
+        f'in extra {name!r} the array {key!r} has shape {jnp.shape(found[key])}; expected {shape}, '
+        'as Pruner.init gives it (several networks at once: jax.vmap).'
+      )
   return found
 
 
@@ -251,9 +272,12 @@ def keep_at(problem: Problem, overall: Any, target: float) -> Any:
 
 
 def at_rest(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-  """A start that knows nothing: scores 0, and the log-odds of the uniform plan."""
-  rest = {name: transport.init(x) for name, x in magnitudes.items()}
-  return rest, rest
+  """A start that knows nothing: scores 0, and the log-odds of the uniform plan.
+
+  Two sets of arrays, so that a step may be given both as donated arguments.
+  """
+  scores, log_odds = ({k: transport.init(x) for k, x in magnitudes.items()} for _ in range(2))
+  return scores, log_odds
 
 
 def from_magnitudes(magnitudes: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -1,6 +1,7 @@
 """The way of the kept fraction from the whole network to the budget."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import optax
@@ -40,6 +41,15 @@ def cubic(steps: int, share: float, *, initial: float) -> Ramp:
   return functools.partial(cubic_ramp, steps=ramp_steps(steps, share), initial=initial)
 
 
+def within(value: Any, low: float, high: float, ends: str = '[]') -> bool:
+  """Whether an option is a number from low to high, ends as written: not a word, None or NaN."""
+  try:
+    above = low < value if ends[0] == '(' else low <= value
+    return bool(above and (value < high if ends[1] == ')' else value <= high))
+  except TypeError:
+    return False
+
+
 def check_steps(steps: int) -> None:
   """Raises ValueError unless `steps` is the length of a soft stage."""
   if not isinstance(steps, int | np.integer) or steps < 1:
@@ -53,6 +63,6 @@ def ramp_steps(steps: int, share: float) -> int:
     ValueError: steps or share out of range.
   """
   check_steps(steps)
-  if not 0 <= share <= 1:
-    raise ValueError(f'ramp is {share}; expected a share of the soft stage in [0, 1].')
+  if not within(share, 0, 1):
+    raise ValueError(f'ramp is {share!r}; expected a share of the soft stage in [0, 1].')
   return round(share * steps)

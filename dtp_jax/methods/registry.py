@@ -34,7 +34,10 @@ def register(method: Method) -> Method:
 
   Raises:
     ValueError: another function has that name.
+    TypeError: no function.
   """
+  if not hasattr(method, '__name__'):
+    raise TypeError(f'the method is {method!r}; expected a function of (elements, budget).')
   name = method.__name__
   known = METHODS.setdefault(name, method)
   # A module that is imported twice (a script as __main__ and by name) registers the same method.

@@ -10,7 +10,7 @@ from dtp_jax.graph import Graph
 from dtp_jax.methods.baselines import gradual_magnitude
 from dtp_jax.methods.evidence import first_moment, log_importance, probed, second_moment
 from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
-from dtp_jax.methods.ramp import ramp_steps
+from dtp_jax.methods.ramp import ramp_steps, within
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Params, Prunable, channels
 
@@ -116,8 +116,8 @@ def _by_saliency(
   wait: float,
 ) -> Pruner:
   """The hard top-k of what `gathered` makes of the probe's gradient, per cost."""
-  if not 0 <= wait < 1:
-    raise ValueError(f'wait is {wait}; expected a share of the soft stage in [0, 1).')
+  if not within(wait, 0, 1, '[)'):
+    raise ValueError(f'wait is {wait!r}; expected a share of the soft stage in [0, 1).')
   begin = ramp_steps(steps, wait)
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import mean_gradient
 from dtp_jax.methods.pruner import Moment, Pruner, as_state, at_rest, bundle, from_magnitudes
-from dtp_jax.methods.ramp import check_steps
+from dtp_jax.methods.ramp import check_steps, within
 from dtp_jax.methods.registry import register
 from dtp_jax.methods.restarting import with_dense_gradient
 from dtp_jax.prunable import Prunable
@@ -104,11 +104,11 @@ def rigl(
   """
   _refuse_channels(elements, 'rigl')
   check_steps(steps)
-  if not 0 <= drop <= 1:
-    raise ValueError(f'drop is {drop}; expected a share of the kept weights in [0, 1].')
+  if not within(drop, 0, 1):
+    raise ValueError(f'drop is {drop!r}; expected a share of the kept weights in [0, 1].')
   for name, share in {'every': every, 'until': until}.items():
-    if not 0 < share <= 1:
-      raise ValueError(f'{name} is {share}; expected a share of the soft stage in (0, 1].')
+    if not within(share, 0, 1, '(]'):
+      raise ValueError(f'{name} is {share!r}; expected a share of the soft stage in (0, 1].')
   period, end = max(1, round(every * steps)), max(1, round(until * steps))
 
   def start(magnitudes: Named) -> tuple[Named, Named]:

@@ -13,7 +13,7 @@ from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import log_importance, probed, second_moment
 from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
-from dtp_jax.methods.ramp import check_steps, cubic, ramp_steps
+from dtp_jax.methods.ramp import check_steps, cubic, ramp_steps, within
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
@@ -49,7 +49,7 @@ def transportation(
     ValueError: an unknown preset or option, one out of range, or a budget that cannot be met.
   """
   presets: dict[str, Callable[..., Pruner]] = {'default': evidential, 'paper': proximal}
-  if preset not in presets:
+  if preset not in tuple(presets):
     raise ValueError(f"preset is {preset!r}; expected 'default' or 'paper'.")
   check_steps(steps)
   known = list(inspect.signature(presets[preset]).parameters)[3:]  # after the budget and steps
@@ -105,12 +105,12 @@ def evidential(
   Raises:
     ValueError: an option out of range, or a budget that cannot be met.
   """
-  if not 0 <= share <= 1:
-    raise ValueError(f'share is {share}; expected a number in [0, 1].')
-  if not 0 <= derivative <= 1:
-    raise ValueError(f'derivative is {derivative}; expected a number in [0, 1].')
-  if not 0 < deadline <= 1:
-    raise ValueError(f'deadline is {deadline}; expected a share of the soft stage in (0, 1].')
+  if not within(share, 0, 1):
+    raise ValueError(f'share is {share!r}; expected a number in [0, 1].')
+  if not within(derivative, 0, 1):
+    raise ValueError(f'derivative is {derivative!r}; expected a number in [0, 1].')
+  if not within(deadline, 0, 1, '(]'):
+    raise ValueError(f'deadline is {deadline!r}; expected a share of the soft stage in (0, 1].')
   hard_at = max(1, ramp_steps(steps, deadline))
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:

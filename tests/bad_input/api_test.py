@@ -16,6 +16,8 @@ from tests.train.conftest import tiny_config
 
 W = {'in': jnp.ones((3, 8)), 'out': jnp.ones((8, 2))}
 X = jnp.ones((2, 3))
+WIDER = {'in': jnp.ones((3, 9)), 'out': jnp.ones((9, 2))}
+START = {name: {'in': jnp.zeros(8)} for name in ('scores', 'transport')}
 HALF = dtp.Budget(0.5)
 
 
@@ -84,6 +86,9 @@ BUDGETS = {
     ValueError,
     ('0.3', '2:4'),
   ),
+  'ratios in words': Case(
+    lambda _: dtp.Budget({'*': 'half'}, scope='layer'), ValueError, ("'half'", '[0, 1]')
+  ),
   'no elements': Case(lambda _: resolve(HALF, W), TypeError, ("{'in'", 'dtp_jax.trace')),
 }
 
@@ -140,6 +145,58 @@ METHODS = {
   'collections of another network': Case(
     lambda _: pruner().harden({'transport': {'a': jnp.ones(3)}}), ValueError, ("['a']", "['in']")
   ),
+  'a share in words': Case(
+    lambda _: dtp.transportation(graph(), HALF, steps=3, share='half'),
+    ValueError,
+    ("share is 'half'", '[0, 1]'),
+  ),
+  'a deadline in words': Case(
+    lambda _: dtp.transportation(graph(), HALF, steps=3, deadline='end'),
+    ValueError,
+    ("deadline is 'end'", '(0, 1]'),
+  ),
+  'a decay of nothing': Case(
+    lambda _: dtp.fisher(graph(), HALF, steps=3, decay=None),
+    ValueError,
+    ('decay is None', '[0, 1)'),
+  ),
+  'a ramp of nothing': Case(
+    lambda _: dtp.pdp(graph(), HALF, steps=3, ramp=None), ValueError, ('ramp is None', '[0, 1]')
+  ),
+  'presets in a list': Case(
+    lambda _: dtp.transportation(graph(), HALF, steps=3, preset=['paper']),
+    ValueError,
+    ("['paper']", "'default'"),
+  ),
+  'parameters of another width': Case(
+    lambda _: pruner().init(WIDER), ValueError, ("'in' of shape (3, 9)", 'expected (3, 8)')
+  ),
+  'masks on another width': Case(
+    lambda _: pruner().apply_masks(WIDER, {'in': jnp.ones(8)}),
+    ValueError,
+    ('(9, 2)', 'expected (8, 2)'),
+  ),
+  'scores of another width': Case(
+    lambda _: pruner().prune(W, {**START, 'scores': {'in': jnp.ones(7)}}, 0),
+    ValueError,
+    ("'scores'", "'in' has shape (7,)", '(8,)'),
+  ),
+  'collections of two networks': Case(
+    lambda _: pruner().harden({'transport': {'in': jnp.ones((2, 8))}}),
+    ValueError,
+    ('(2, 8)', '(8,)', 'jax.vmap'),
+  ),
+  'a ranking that diverged': Case(
+    lambda _: pruner().harden({'transport': {'in': jnp.full(8, jnp.nan)}}),
+    ValueError,
+    ("['in'] is NaN", 'an earlier step'),
+  ),
+  'a rate for an optimizer': Case(
+    lambda _: pruner().optimizer(1e-3), TypeError, ('weights is 0.001', 'optax.adam(1e-3)')
+  ),
+  'no function registered': Case(
+    lambda _: dtp.register('mine'), TypeError, ("'mine'", '(elements, budget)')
+  ),
   'two optimizers of the scores': Case(
     lambda _: pruner().optimizer(None, lambda x: x), ValueError, ('scores is given', 'leave it out')
   ),
@@ -180,6 +237,9 @@ GRAPHS = {
   'misspelt norms': Case(
     lambda _: dtp.shrink(graph(), W, {}, norms='refitted'), ValueError, ("'refitted'", "'refit'")
   ),
+  'no graph to time': Case(
+    lambda _: dtp.LatencyTable.measure(W), TypeError, ('is a dict', 'dtp_jax.trace')
+  ),
   'counts out of range': Case(
     lambda _: graph().macs.at({'in': 9}), ValueError, ('cannot keep 9', '[0, 8]')
   ),
@@ -201,6 +261,12 @@ ELEMENTS = {
   ),
   'a pattern without a tuple': Case(
     lambda _: dtp.weights(W, exclude='in'), ValueError, ("'in'", "('in',)")
+  ),
+  'no patterns': Case(
+    lambda _: dtp.weights(W, exclude=None), ValueError, ('exclude is None', '() for none')
+  ),
+  'a number for a pattern': Case(
+    lambda _: dtp.weights(W, exclude=(3,)), ValueError, ('(3,)', 'a tuple of patterns')
   ),
   'a group that does not divide': Case(
     lambda _: dtp.nm(W, 5), ValueError, ('in has', '(3, 8)', 'exclude')

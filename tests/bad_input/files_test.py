@@ -108,9 +108,12 @@ def load_slim(place):
   return export.load_slim(place / 'slim')
 
 
-def save_slim(place, **options):
+BATCH = np.ones((2, 3), np.float32)
+
+
+def save_slim(place, name='slim', inputs=(BATCH,)):
   graph = dtp.trace(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((2, 3)))
-  export.save_slim(place / 'slim', graph, jnp.ones((3, 2)), {}, (jnp.ones((2, 3)),), **options)
+  export.save_slim(place / name, graph, jnp.ones((3, 2)), {}, inputs)
 
 
 AGAIN = 'again'
@@ -162,6 +165,17 @@ SLIM_MODELS = {
     FileExistsError,
     ('slim exists and is no slim model', 'a new folder'),
     {'slim/notes.txt': 'mine'},
+  ),
+  'in a file': Case(
+    lambda place: save_slim(place, 'notes.txt/slim'),
+    FileExistsError,
+    ('notes.txt is a file', 'expected a folder'),
+    {'notes.txt': 'mine'},
+  ),
+  'inputs without a tuple': Case(
+    lambda place: save_slim(place, inputs=BATCH),
+    TypeError,
+    ('inputs is a', 'as in (images,)'),
   ),
 }
 

@@ -59,6 +59,17 @@ def test_an_int_is_an_absolute_count():
   assert problem.k == 7
 
 
+@pytest.mark.parametrize('number', [np.float32, np.float64])
+def test_numbers_of_numpy_are_those_of_python(number):
+  """0.4 in float32 is the fraction 0.4, as it is written."""
+  assert dtp.Budget(number(0.4)) == dtp.Budget(0.4)
+  by_pattern = dtp.Budget({'*': number(0.3)}, scope='layer')
+  assert by_pattern == dtp.Budget({'*': 0.3}, scope='layer')
+  budget = dtp.Budget(np.int64(30), min_keep=np.int32(2), multiple_of=np.int64(8))
+  assert budget == dtp.Budget(30, min_keep=2, multiple_of=8)
+  assert budget.count(100) == 30
+
+
 def test_large_counts_are_exact():
   n = 2**24 + 3
   assert dtp.Budget(n).count(n) == n

@@ -75,6 +75,13 @@ def test_the_program_alone_is_the_masked_network_at_other_batch_sizes(net, saved
   np.testing.assert_allclose(jax.jit(loaded)(X), loaded(X), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize('inputs', [(images(2, 4, 4, 3),), (X.astype(int),), ()])
+def test_a_program_names_the_inputs_it_takes(saved, inputs):
+  with pytest.raises(ValueError) as raised:
+    export.load_slim(saved[0])(*inputs)
+  assert "input_0 float32['batch', 4, 4, 2]" in raised.value.__notes__[-1]
+
+
 _NO_MODEL_CODE = """
 import sys, numpy as np, jax, jax.export, safetensors.numpy
 program = jax.export.deserialize(bytearray(open(sys.argv[1] + '/stablehlo.bin', 'rb').read()))
@@ -249,7 +256,7 @@ def test_a_program_over_the_tolerance_leaves_no_folder(net, tmp_path):
 def test_an_output_that_is_not_finite_is_no_agreement(net, tmp_path):
   variables = jax.tree.map(lambda v: v, net[1])  # new dicts
   variables['params']['head']['bias'] = jnp.array([0.0, jnp.inf, 0.0])
-  with pytest.raises(export.ExportError, match='by inf'):
+  with pytest.raises(export.ExportError, match='masked network has outputs that are NaN'):
     export.save_slim(tmp_path / 'slim', net[0], variables, HARD, (X,), kwargs={'train': False})
 
 

@@ -156,6 +156,38 @@ def test_macs_are_those_of_one_example_whatever_comes_before_the_images(name):
   assert graph.macs.total == 3 * 8 + 8 * 2
 
 
+def two_towers(w, image, text):
+  """Every image against every text, as in a contrastive loss."""
+  return jnp.tanh(image @ w['image']) @ jnp.tanh(text @ w['text']).T
+
+
+def in_parts(w, image, text):
+  """The batch in two parts, one after the other, as where memory is short."""
+  parts = jax.lax.map(lambda x: jnp.tanh(x @ w['image']), image.reshape(2, -1, 3))
+  return parts.reshape(-1, 8) + jnp.tanh(text.reshape(2, -1, 5) @ w['text']).reshape(-1, 8)
+
+
+def with_memory(w, image, memory):
+  """Attention to a memory with as many slots as there are images."""
+  slots = memory @ w['text']
+  return jax.nn.softmax(jnp.tanh(image @ w['image']) @ slots.T) @ slots
+
+
+# MACs of one example with four of them, and what the second input's tower costs of these.
+@pytest.mark.parametrize(
+  ('fn', 'macs'),
+  [
+    (two_towers, 3 * 8 + 5 * 8 + 8),  # one pair
+    (in_parts, 3 * 8 + 5 * 8),
+    (with_memory, 3 * 8 + 4 * (5 * 8) + 2 * 4 * 8),  # summed over: no batch, but slots of each
+  ],
+)
+def test_macs_of_one_example_of_two_inputs(fn, macs):
+  w = {'image': jnp.ones((3, 8)), 'text': jnp.ones((5, 8))}
+  graph = trace(fn, w, jnp.ones((4, 3)), jnp.ones((4, 5)))
+  assert graph.macs.total == macs
+
+
 def test_statistics_of_nnx_are_no_parameters():
   """The whole state of a module, keys of its dropout too; against the count of its nnx.Param."""
 

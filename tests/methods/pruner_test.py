@@ -132,6 +132,28 @@ def test_any_tree_is_pruned_as_it_was_traced(make):
   assert again.macs.total == account.achieved
 
 
+def test_a_step_may_be_given_all_it_carries_as_donated_arguments():
+  """Scores and state start as arrays of their own: no buffer is given away twice."""
+  fn, variables, params = _dict()
+  pruner = dtp.transportation(dtp.trace(fn, variables, X), dtp.Budget(0.5), steps=STEPS)
+  step = jax.jit(lambda params, extra: (pruner.prune(params, extra, 0)[0], extra), donate_argnums=1)
+  extra = pruner.init(params)
+  expected = pruner.prune(params, extra, 0)[0]
+  jax.tree.map(np.testing.assert_allclose, step(params, extra)[0], expected)
+  assert all(x.is_deleted() for x in jax.tree.leaves(extra))
+
+
+def test_complex_channels_are_ranked_by_their_absolute_values():
+  w = {'in': jnp.array([[3 + 4j, 1j, -2]]), 'out': jnp.ones((3, 1), jnp.complex64)}
+  graph = dtp.trace(lambda w, x: jnp.abs(x @ w['in'] @ w['out']), w, jnp.ones((2, 1)))
+  assert graph.params.total == 6
+  found = dtp.channels(graph).magnitude(w)['in']
+  np.testing.assert_allclose(found, np.array([5, 1, 2]) / np.mean([5, 1, 2]), rtol=1e-6)
+  pruner = dtp.magnitude(graph, dtp.Budget(2))
+  slim = pruner.shrink(w, pruner.init(w))
+  np.testing.assert_array_equal(slim.variables['in'], w['in'][:, [0, 2]])
+
+
 def test_single_weights_shrink_to_exact_zeros():
   _, params, _ = _dict()
   pruner = dtp.magnitude(dtp.weights(params), dtp.Budget(20))

@@ -84,7 +84,10 @@ class LatencyTable:
     Raises:
       ValueError: an argument out of range, a graph without operators, or one traced with a single
         example and another batch size.
+      TypeError: no graph.
     """
+    if not isinstance(graph, Graph):
+      raise TypeError(f'the graph is a {type(graph).__name__}; expected that of dtp_jax.trace.')
     batch_size = _batch_size(graph, batch_size)
     for name, value in (('points', points), ('repeats', repeats)):
       if not isinstance(value, int) or value < 2:
