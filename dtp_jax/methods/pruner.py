@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from dtp_jax import transport
 from dtp_jax.budget import Budget, Resolved, resolve
@@ -144,7 +145,7 @@ class Pruner(NamedTuple):
     collection, hard = _collection(extra, 'transport', self.elements), {}
     for problem in self.resolved.problems:
       ranking = problem.gather(collection)
-      if not isinstance(ranking, jax.core.Tracer) and bool(jnp.any(jnp.isnan(ranking))):
+      if not isinstance(ranking, Tracer) and bool(jnp.any(jnp.isnan(ranking))):
         names = [name for name, x in collection.items() if bool(jnp.any(jnp.isnan(x)))]
         raise ValueError(
           f'the ranking of {names} is NaN: the weights or their gradients were. Take the state of '
