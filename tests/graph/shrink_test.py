@@ -11,6 +11,7 @@ import pytest
 
 from dtp_jax.graph import difference, shrink, trace
 from dtp_jax.models import ResNet
+from dtp_jax.trees import is_array
 from tests.graph import convnets, loops, transformers
 from tests.graph.agreement import (
   all_but_one,
@@ -51,11 +52,31 @@ def test_slim_is_masked_at_the_extremes(traced, name):
     assert_agreement(graph, case.variables, case.inputs, case.eval, masks, False, reference)
 
 
-@pytest.mark.parametrize('name', CASES)
-def test_slim_is_masked_in_training_with_gradients_and_new_state(traced, name):
+# Their code makes arrays of float32 itself.
+IN_FLOAT32 = ('equinox', 'llama', 'lstm', 'standardised')
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if name not in IN_FLOAT32])
+def test_slim_is_masked_in_training_with_gradients_and_new_state(traced, x64, name):
+  """In float64: behind normalisations of a small batch, float32 gradients are rounding."""
   case, graph = traced(name)
-  kwargs = case.eval if case.train is None else case.train
-  assert_agreement(graph, case.variables, case.inputs, kwargs, random_masks(graph, 1))
+  variables, inputs = jax.tree.map(in_float64, (case.variables, case.inputs))
+  assert_agreement(graph, variables, inputs, training(case), random_masks(graph, 1), scale=1e-8)
+
+
+@pytest.mark.parametrize('name', IN_FLOAT32)
+def test_slim_is_masked_in_training_in_float32(traced, name):
+  case, graph = traced(name)
+  assert_agreement(graph, case.variables, case.inputs, training(case), random_masks(graph, 1))
+
+
+def training(case):
+  return case.eval if case.train is None else case.train
+
+
+def in_float64(leaf):
+  floating = is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+  return leaf.astype(jnp.float64) if floating else leaf
 
 
 def test_deleted_channels_are_gone_from_params_and_state(traced):
