@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from dtp_jax.methods.ramp import within
+from dtp_jax.methods.options import check_share
 
 __all__ = ['first_moment', 'log_importance', 'mean_gradient', 'probed', 'second_moment']
 
@@ -76,8 +76,7 @@ def mean_gradient(decay: float) -> optax.GradientTransformation:
 
 
 def _running_mean(of: Callable[[Array], Array], decay: float) -> optax.GradientTransformation:
-  if not within(decay, 0, 1, '[)'):
-    raise ValueError(f'decay is {decay!r}; expected a number in [0, 1).')
+  check_share('decay', decay, '[)')
 
   def init(params: Any) -> optax.EmptyState:
     del params

@@ -1,14 +1,13 @@
 """The way of the kept fraction from the whole network to the budget."""
 
 import functools
-from typing import Any
 
-import numpy as np
 import optax
 
+from dtp_jax.methods.options import check_share, check_steps
 from dtp_jax.methods.pruner import Ramp, Schedule
 
-__all__ = ['check_steps', 'cubic', 'cubic_ramp', 'ramp_steps']
+__all__ = ['cubic', 'cubic_ramp', 'ramp_steps']
 
 
 def cubic_ramp(target: float, steps: int, *, initial: float = 0.9) -> Schedule:
@@ -41,21 +40,6 @@ def cubic(steps: int, share: float, *, initial: float) -> Ramp:
   return functools.partial(cubic_ramp, steps=ramp_steps(steps, share), initial=initial)
 
 
-def within(value: Any, low: float, high: float, ends: str = '[]') -> bool:
-  """Whether an option is a number from low to high, ends as written: not a word, None or NaN."""
-  try:
-    above = low < value if ends[0] == '(' else low <= value
-    return bool(above and (value < high if ends[1] == ')' else value <= high))
-  except TypeError:
-    return False
-
-
-def check_steps(steps: int) -> None:
-  """Raises ValueError unless `steps` is the length of a soft stage."""
-  if not isinstance(steps, int | np.integer) or steps < 1:
-    raise ValueError(f'steps is {steps!r}; expected a soft stage of at least 1 step, an integer.')
-
-
 def ramp_steps(steps: int, share: float) -> int:
   """Length of a ramp over a share of the soft stage.
 
@@ -63,6 +47,5 @@ def ramp_steps(steps: int, share: float) -> int:
     ValueError: steps or share out of range.
   """
   check_steps(steps)
-  if not within(share, 0, 1):
-    raise ValueError(f'ramp is {share!r}; expected a share of the soft stage in [0, 1].')
+  check_share('ramp', share, what='a share of the soft stage')
   return round(share * steps)

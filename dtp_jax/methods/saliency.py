@@ -9,8 +9,9 @@ from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.baselines import gradual_magnitude
 from dtp_jax.methods.evidence import first_moment, log_importance, probed, second_moment
+from dtp_jax.methods.options import check_share
 from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
-from dtp_jax.methods.ramp import ramp_steps, within
+from dtp_jax.methods.ramp import ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Params, Prunable, channels
 
@@ -116,8 +117,7 @@ def _by_saliency(
   wait: float,
 ) -> Pruner:
   """The hard top-k of what `gathered` makes of the probe's gradient, per cost."""
-  if not within(wait, 0, 1, '[)'):
-    raise ValueError(f'wait is {wait!r}; expected a share of the soft stage in [0, 1).')
+  check_share('wait', wait, '[)', 'a share of the soft stage')
   begin = ramp_steps(steps, wait)
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:

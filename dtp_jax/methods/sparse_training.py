@@ -8,8 +8,8 @@ from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import mean_gradient
+from dtp_jax.methods.options import check_share, check_steps
 from dtp_jax.methods.pruner import Moment, Pruner, as_state, at_rest, bundle, from_magnitudes
-from dtp_jax.methods.ramp import check_steps, within
 from dtp_jax.methods.registry import register
 from dtp_jax.methods.restarting import with_dense_gradient
 from dtp_jax.prunable import Prunable
@@ -104,11 +104,9 @@ def rigl(
   """
   _refuse_channels(elements, 'rigl')
   check_steps(steps)
-  if not within(drop, 0, 1):
-    raise ValueError(f'drop is {drop!r}; expected a share of the kept weights in [0, 1].')
+  check_share('drop', drop, what='a share of the kept weights')
   for name, share in {'every': every, 'until': until}.items():
-    if not within(share, 0, 1, '(]'):
-      raise ValueError(f'{name} is {share!r}; expected a share of the soft stage in (0, 1].')
+    check_share(name, share, '(]', 'a share of the soft stage')
   period, end = max(1, round(every * steps)), max(1, round(until * steps))
 
   def start(magnitudes: Named) -> tuple[Named, Named]:

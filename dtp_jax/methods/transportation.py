@@ -12,8 +12,9 @@ from dtp_jax.budget import Budget
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph
 from dtp_jax.methods.evidence import log_importance, probed, second_moment
+from dtp_jax.methods.options import check_share, check_steps
 from dtp_jax.methods.pruner import Moment, Pruner, Schedule, at_rest, bundle
-from dtp_jax.methods.ramp import check_steps, cubic, ramp_steps, within
+from dtp_jax.methods.ramp import cubic, ramp_steps
 from dtp_jax.methods.registry import register
 from dtp_jax.prunable import Prunable
 
@@ -105,12 +106,9 @@ def evidential(
   Raises:
     ValueError: an option out of range, or a budget that cannot be met.
   """
-  if not within(share, 0, 1):
-    raise ValueError(f'share is {share!r}; expected a number in [0, 1].')
-  if not within(derivative, 0, 1):
-    raise ValueError(f'derivative is {derivative!r}; expected a number in [0, 1].')
-  if not within(deadline, 0, 1, '(]'):
-    raise ValueError(f'deadline is {deadline!r}; expected a share of the soft stage in (0, 1].')
+  check_share('share', share)
+  check_share('derivative', derivative)
+  check_share('deadline', deadline, '(]', 'a share of the soft stage')
   hard_at = max(1, ramp_steps(steps, deadline))
 
   def rule(problem: Problem, now: Moment) -> tuple[Array, Array]:

@@ -1,0 +1,31 @@
+"""Options of methods that are out of range or no numbers are refused when a method is made."""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ['check_share', 'check_steps']
+
+
+def check_share(name: str, value: Any, ends: str = '[]', what: str = 'a number') -> None:
+  """Raises ValueError unless an option is from 0 to 1.
+
+  Args:
+    name: what the caller calls it.
+    value: refused if it is NaN or no number at all.
+    ends: brackets of the interval, round where an end is not in it: '[]', '(]' or '[)'.
+    what: what was expected, as in 'a share of the soft stage'.
+  """
+  try:
+    above = value > 0 if ends[0] == '(' else value >= 0
+    inside = above and (value < 1 if ends[1] == ')' else value <= 1)
+  except TypeError:
+    inside = False
+  if not inside:
+    raise ValueError(f'{name} is {value!r}; expected {what} in {ends[0]}0, 1{ends[1]}.')
+
+
+def check_steps(steps: int) -> None:
+  """Raises ValueError unless `steps` is the length of a soft stage."""
+  if not isinstance(steps, int | np.integer) or steps < 1:
+    raise ValueError(f'steps is {steps!r}; expected a soft stage of at least 1 step, an integer.')
