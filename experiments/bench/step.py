@@ -94,7 +94,7 @@ def measure(
   calls |= {stage: _staged(recipe, variables, batch, start) for stage, start in _STARTS.items()}
   case = {'network': name, 'granularity': granularity, 'method': method, 'batch_size': size}
   case['weights'] = sum(w.size for w in jax.tree.leaves(variables['params']))
-  return rows(case, interleaved(calls, repeats=repeats, warmup=2), 'plain', repeats)
+  return rows(case, interleaved(calls, repeats=repeats, warmup=5), 'plain', repeats)
 
 
 def _plain(network: Network, variables: Any, batch: Any) -> Callable[[], Any]:
