@@ -1,7 +1,7 @@
 """A zoo of networks of other libraries: how much of each can be pruned, and does it come out right.
 
   pip install 'dtp-jax[zoo]'
-  python -m experiments.zoo --out=experiments/results/2026-11-28_zoo    all networks, two at a time
+  python -m experiments.zoo --out=experiments/results/2026-11-29_zoo    all networks, two at a time
   python -m experiments.zoo --out=/tmp/zoo --models='transformers/*'    some
   python -m experiments.zoo --out=/tmp/zoo --nothing_new                its tables alone
 
@@ -28,6 +28,7 @@ from absl import app, flags
 
 from dtp_jax.export import load_slim
 from dtp_jax.export.checks import agreement
+from dtp_jax.markdown import Table
 
 FLAGS = flags.FLAGS
 FILE = 'zoo.csv'
@@ -57,8 +58,8 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
     return sorted(reader, key=lambda row: row['model'])
 
 
-def shares(rows: Sequence[Row]) -> str:
-  """What can be pruned, and whether it comes out right: a table in Markdown."""
+def shares(rows: Sequence[Row]) -> Table:
+  """What can be pruned, and whether it comes out right."""
   header = (
     'network', 'MACs', 'prunable', 'parameters', 'prunable', 'groups', 'half of the MACs',
     'a quarter', 'half of the parameters', 'a quarter', 'slim against masked',
@@ -68,7 +69,7 @@ def shares(rows: Sequence[Row]) -> str:
   for row in rows:
     exported = f'{row["export_difference"]}, {row["export_batch"]} batch'
     lines.append(
-      [
+      (
         row['model'],
         _count(row['macs']),
         _percent(row['prunable_macs']),
@@ -78,16 +79,16 @@ def shares(rows: Sequence[Row]) -> str:
         *(_percent(row[key]) for key in ('macs_50', 'macs_25', 'params_50', 'params_25')),
         row['difference'],
         exported if row['export_difference'] else 'no',
-      ]
+      )
     )
-  return _table(header, lines)
+  return Table(header, tuple(lines))
 
 
-def spent(rows: Sequence[Row]) -> str:
-  """Seconds and memory of tracing and shrinking: a table in Markdown."""
+def spent(rows: Sequence[Row]) -> Table:
+  """Seconds and memory of tracing and shrinking."""
   header = ('network', 'trace, s', 'trace, MiB', 'shrink, s', 'shrink, MiB', 'all, s')
   keys = ('model', 'trace_seconds', 'trace_mib', 'shrink_seconds', 'shrink_mib', 'seconds')
-  return _table(header, [[row[key] for key in keys] for row in rows])
+  return Table(header, tuple(tuple(row[key] for key in keys) for row in rows))
 
 
 def exceptions(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -139,12 +140,6 @@ def _run(arguments: list[str], limit: int) -> tuple[list[dict[str, Any]], str, f
     printed, error = expired.stdout or b'', f'not done after {limit} s'
   lines = [line for line in printed.decode().splitlines() if line.startswith('{"')]
   return [json.loads(line) for line in lines], error, os.times().elapsed - start
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  """A table in Markdown; all columns but the first are numbers."""
-  rule = ['---', *['--:'] * (len(header) - 1)]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in [header, rule, *lines])
 
 
 def _percent(share: str) -> str:
@@ -214,7 +209,7 @@ def main(argv: list[str]) -> None:
     rows = read(path)
   except (ValueError, OSError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
-  print(shares(rows), spent(rows), sep='\n\n')
+  print(shares(rows), spent(rows), sep='\n')
   for name, said in exceptions(rows).items():
     print(f'\n{name}: {" ".join(said)}')
 

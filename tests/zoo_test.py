@@ -12,7 +12,7 @@ from experiments import zoo
 from experiments.zoo_models import MODELS
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMITTED = ROOT / 'experiments/results/2026-11-28_zoo/zoo.csv'
+COMMITTED = ROOT / 'experiments/results/2026-11-29_zoo/zoo.csv'
 VAE_MACS = 2 * (96 * 64 + 64 * 8)
 VAE_PARAMS = VAE_MACS + 64 + 8 + 64 + 96
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from dtp_jax.files import read_json, read_npz, write_bytes, write_text
+from dtp_jax.markdown import Table
 from dtp_jax.report.plots import png
 from dtp_jax.report.rows import collect
 from dtp_jax.report.style import axes, label, mark
-from dtp_jax.report.tables import Table, markdown
+from dtp_jax.report.tables import markdown
 from dtp_jax.train.folder import read_config
 from dtp_jax.train.metrics import read_metrics
 from dtp_jax.train.stages import Stages

@@ -2,15 +2,14 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
+from dtp_jax.markdown import Table
 from dtp_jax.report.compare import Cell, Difference, Line, by_row, cells_of, paired, studies_of
 from dtp_jax.report.measure import Measure
 from dtp_jax.report.rows import Published, Row
 from dtp_jax.report.style import label
 
 __all__ = [
-  'Table',
   'against',
   'budget_name',
   'by_budget',
@@ -28,21 +27,6 @@ Study = Sequence[Cell]
 
 _ELEMENTS = {'channels': 'channels', 'weights': 'single weights'}
 _UNITS = {'macs': 'MACs', 'count': 'elements', 'params': 'parameters'}
-
-
-class Table(NamedTuple):
-  """A table as text: a header and rows of as many cells; the first `texts` columns are words."""
-
-  header: tuple[str, ...]
-  rows: tuple[tuple[str, ...], ...]
-  texts: int = 1
-
-  def __str__(self) -> str:
-    """As Markdown, words to the left and numbers to the right."""
-    rule = ('---',) * self.texts + ('--:',) * (len(self.header) - self.texts)
-    lines = [f'| {" | ".join(self.header)} |', f'|{"|".join(rule)}|']
-    lines += [f'| {" | ".join(row)} |' for row in self.rows]
-    return '\n'.join(lines) + '\n'
 
 
 def markdown(rows: Sequence[Row]) -> str:

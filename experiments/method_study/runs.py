@@ -112,8 +112,17 @@ def run(bed: Bed, keep: float, row: Row, seed: int) -> dict[str, Any]:
   }
 
 
-def search(bed: Bed, keep: float, row: Row, seed: int) -> Searched:
-  """The soft stage of a run; of a method that chooses at once, its choice."""
+def search(
+  bed: Bed,
+  keep: float,
+  row: Row,
+  seed: int,
+  watch: Callable[[int, dict[str, jax.Array]], None] | None = None,
+) -> Searched:
+  """The soft stage of a run; of a method that chooses at once, its choice.
+
+  `watch` is called with the number and the soft masks of every step.
+  """
   pruner, tx, steps, step = _soft_stage(bed, keep, row.text)
   params, stats = bed.dense(seed)
   extra = pruner.init(params)
@@ -123,6 +132,8 @@ def search(bed: Bed, keep: float, row: Row, seed: int) -> Searched:
     trainable, stats, state, transport, masks = step(
       trainable, stats, state, transport, jnp.int32(t), *next(batches)
     )
+    if watch is not None:
+      watch(t, masks)
   params = trainable['params']
   hard = pruner.harden({'scores': trainable['scores'], 'transport': transport})
   hard = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), hard)
