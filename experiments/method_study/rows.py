@@ -111,7 +111,8 @@ ROWS: dict[str, Row] = {
   **{f'rigl_every{x}_soft0.5': Row('rigl', {'every': x}, 0.5) for x in (0.05, 0.1)},
   'rigl_decay0.9_soft0.5': Row('rigl', {'decay': 0.9}, 0.5),
   **{
-    f'rigl_decay0.9_every0.1_soft{x}': Row('rigl', {'decay': 0.9, 'every': 0.1}, x) for x in (0.5, 0.7)
+    f'rigl_decay0.9_every0.1_soft{x}': Row('rigl', {'decay': 0.9, 'every': 0.1}, x)
+    for x in (0.5, 0.7)
   },
   'rigl_erk_soft0.5': Row('rigl', soft=0.5, scope='erk'),
   # Baselines at other options.
