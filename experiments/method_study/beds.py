@@ -122,8 +122,11 @@ class Bed:
     self, params: Any, stats: Any, images: jax.Array, *, train: bool
   ) -> tuple[jax.Array, Any]:
     """Of images uint8, and the statistics after them."""
-    constants = _constants(self.spec)
-    return self.forward(params, stats, normalise(images, *constants), train)
+    return self.forward(params, stats, self.normalised(images), train)
+
+  def normalised(self, images: Any) -> jax.Array:
+    """Images uint8 as the network reads them."""
+    return normalise(images, *_constants(self.spec))
 
   def dense(self, seed: int) -> tuple[Any, Any]:
     """Parameters and statistics of the dense network of a seed, trained once and kept."""

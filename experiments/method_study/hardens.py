@@ -4,8 +4,8 @@
 
 `transport.hardening_epsilon` promises a softness after a number of steps, T, for scores whose
 spread is known. Here the scores are trained by Adam through the masks of a dense network that
-trains on, and the spread is the one its docstring gives for gradients that are noise. A line has the
-first step at which the mean of 4 m (1 - m) over all elements was at or below that softness.
+trains on, and the spread is the one its docstring gives for gradients that are noise. A line has
+the first step at which the mean of 4 m (1 - m) over all elements was at or below that softness.
 """
 
 import itertools

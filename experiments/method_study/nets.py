@@ -5,16 +5,26 @@ convolutions read 2x2 blocks of pixels as channels and pool over channels, for w
 third of the time on one core.
 """
 
-from typing import Any
+import functools
+from operator import getitem
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-__all__ = ['lenet', 'resnet']
+__all__ = ['Layer', 'lenet', 'resnet']
 
 _MOMENTUM = 0.9
 _EPSILON = 1e-5
+
+
+class Layer(NamedTuple):
+  """What a layer read, and how it goes over the image."""
+
+  inputs: Array
+  padding: Any = 'SAME'
+  strides: int = 1
 
 
 def lenet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
@@ -31,9 +41,19 @@ def lenet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
   return x @ params['head']['kernel'] + _row(params['head']['bias'], 2), stats
 
 
-def resnet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
-  """Logits of images (B, H, W, C), and the running statistics after them."""
+def resnet(
+  params: Any, stats: Any, x: Array, train: bool, seen: dict[str, Layer] | None = None
+) -> tuple[Array, Any]:
+  """Logits of images (B, H, W, C), and the running statistics after them.
+
+  What its convolutions and the last layer read is put into `seen` by path, in order.
+  """
   new: dict[str, Any] = {}
+  layers: dict[str, Layer] = {} if seen is None else seen
+
+  def conv(path: str, x: Array, padding: Any = 'SAME', strides: int = 1) -> Array:
+    layers[path] = Layer(x, padding, strides)
+    return _conv(x, functools.reduce(getitem, path.split('/'), params)['kernel'], padding, strides)
 
   def norm(path: tuple[str, ...], x: Array) -> Array:
     p, s = params, stats
@@ -54,17 +74,18 @@ def resnet(params: Any, stats: Any, x: Array, train: bool) -> tuple[Array, Any]:
     scale = p['scale'] * lax.rsqrt(var + _EPSILON)
     return x * _row(scale, 4) + _row(p['bias'] - mean * scale, 4)
 
-  x = jax.nn.relu(norm(('bn1',), _conv(x, params['conv1']['kernel'], 'SAME', 2)))
+  x = jax.nn.relu(norm(('bn1',), conv('conv1', x, strides=2)))
   for stage in range(3):
     name = f'layer{stage + 1}_0'
-    p = params[name]
-    y = _conv(x, p['conv1']['kernel'], ((1, 1), (1, 1)), 2 if stage else 1)
+    y = conv(f'{name}/conv1', x, ((1, 1), (1, 1)), 2 if stage else 1)
     y = jax.nn.relu(norm((name, 'bn1'), y))
-    y = norm((name, 'bn2'), _conv(y, p['conv2']['kernel']))
+    y = norm((name, 'bn2'), conv(f'{name}/conv2', y))
     if stage:
-      x = norm((name, 'shortcut_bn'), _conv(x, p['shortcut']['kernel'], 'SAME', 2))
+      x = norm((name, 'shortcut_bn'), conv(f'{name}/shortcut', x, strides=2))
     x = jax.nn.relu(x + y)
-  return x.mean((1, 2)) @ params['fc']['kernel'] + _row(params['fc']['bias'], 2), new
+  x = x.mean((1, 2))
+  layers['fc'] = Layer(x)
+  return x @ params['fc']['kernel'] + _row(params['fc']['bias'], 2), new
 
 
 def _row(x: Array, rank: int) -> Array:

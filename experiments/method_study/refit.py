@@ -1,0 +1,117 @@
+"""Is a least-squares update of the consumers at hardening worth anything after fine-tuning?
+
+  python -m experiments.method_study.refit --out=refit.csv --seeds=0,1,2,3
+
+When masks of channels become hard, every layer loses inputs. Layer by layer, from the first on,
+its kernel is changed so that what it makes of the inputs that are left is closest to what it made
+under the soft masks: a ridge regression over images of the training set (as arXiv:1707.06168 prunes
+channels). Both networks, with the update and without, are then trained on with the same images.
+Accuracies are of all 5,000 validation images, right after the masks became hard with statistics
+estimated anew, and at the end.
+"""
+
+import functools
+import itertools
+import os
+import pathlib
+from operator import getitem
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax import Array, lax
+
+from experiments.method_study import nets, rows
+from experiments.method_study.beds import BEDS, Bed, apply
+from experiments.method_study.plans import append
+from experiments.method_study.runs import Searched, search
+
+flags.DEFINE_string('out', None, 'CSV that is appended to.', required=True)
+flags.DEFINE_string('cache', 'runs/method_study', 'Folder of dense networks and compiled programs.')
+flags.DEFINE_list('seeds', ['0', '1', '2', '3'], 'Seeds.')
+flags.DEFINE_list('rows', ['ours_soft0.5', 'spartan_soft0.5'], 'Rows.')
+flags.DEFINE_list('keeps', ['0.3', '0.15', '0.1'], 'Fractions of the MACs.')
+FLAGS = flags.FLAGS
+
+_IMAGES = 1024  # of the regression
+_RIDGE = 1e-3  # of the mean square of a layer's inputs
+_BATCHES = 20  # that statistics are estimated on
+
+
+def main(argv: list[str]) -> None:
+  """One line for each row, budget and seed."""
+  del argv
+  cache = pathlib.Path(FLAGS.cache)
+  jax.config.update('jax_compilation_cache_dir', os.fspath(cache / 'compiled'))
+  bed = Bed(BEDS['cifar_channels'], cache=cache / 'dense')
+  for keep, name, seed in itertools.product(FLAGS.keeps, FLAGS.rows, map(int, FLAGS.seeds)):
+    found = search(bed, float(keep), rows.ROWS[name], seed)
+    if found.soft is None:
+      raise ValueError(f'{name} has no soft stage; expected a row with one.')
+    images, _ = next(bed.batches(_IMAGES, seed=seed, stream=3))
+    updated = _refitted(bed, found, images)
+    ways = zip(('', '_refit'), (found.params, updated), itertools.tee(found.batches), strict=True)
+    line: dict[str, Any] = {'keep': keep, 'row': name, 'seed': seed}
+    for way, params, batches in ways:
+      fresh = found.stats
+      for some, _ in itertools.islice(bed.batches(128, seed=seed, stream=2), _BATCHES):
+        fresh = _statistics(bed)(apply(bed, params, found.hard), fresh, some)
+      line[f'hard{way}'] = round(bed.evaluate(apply(bed, params, found.hard), fresh), 2)
+      stats, state = found.stats, found.state
+      for _ in range(found.steps, bed.spec.steps):
+        params, stats, state = bed.hard_step(params, stats, state, found.hard, *next(batches))
+      line[f'end{way}'] = round(bed.evaluate(apply(bed, params, found.hard), stats), 2)
+    print(line, flush=True)
+    append(pathlib.Path(FLAGS.out), line)
+
+
+@functools.cache
+def _statistics(bed: Bed) -> Any:
+  return jax.jit(lambda params, stats, images: bed.logits(params, stats, images, train=True)[1])
+
+
+def _refitted(bed: Bed, found: Searched, images: Any) -> Any:
+  """The weights, with every kernel changed that reads what the hard masks have changed."""
+  params = jax.tree.map(lambda leaf: leaf, found.params)  # its dicts are written to
+  soft = _read(bed, found, found.params, found.soft, images)
+  for path, before in soft.items():
+    layer = functools.reduce(getitem, path.split('/'), params)
+    kernel = layer['kernel']
+    after = _read(bed, found, params, found.hard, images)[path]
+    wanted, given = (_windows(read, kernel) for read in (before, after))
+    layer['kernel'] = kernel + _correction(given, wanted, kernel)
+  return params
+
+
+def _read(bed: Bed, found: Searched, params: Any, masks: Any, images: Any) -> dict[str, nets.Layer]:
+  """What every layer reads under some masks, normalised by the batch."""
+  seen: dict[str, nets.Layer] = {}
+  nets.resnet(apply(bed, params, masks), found.stats, bed.normalised(images), True, seen)
+  return seen
+
+
+def _windows(layer: nets.Layer, kernel: Array) -> Array:
+  """(places, inputs of the kernel), each less its mean, which the next normalisation takes away."""
+  x = layer.inputs
+  if x.ndim == 4:
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    sides, strides = kernel.shape[:2], (layer.strides,) * 2
+    x = lax.conv_general_dilated_patches(x, sides, strides, layer.padding, dimension_numbers=layout)
+  x = x.reshape(-1, x.shape[-1])
+  return x - x.mean(0, keepdims=True)
+
+
+def _correction(given: Array, wanted: Array, kernel: Array) -> Array:
+  """D that makes given (W + D) closest to wanted W, with a ridge, in the shape of the kernel W."""
+  order = (2, 0, 1, 3) if kernel.ndim == 4 else (0, 1)  # of windows: channels before places
+  weights = kernel.transpose(order).reshape(-1, kernel.shape[-1])
+  gram = given.T @ given
+  ridge = _RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
+  found = jnp.linalg.solve(gram + ridge, given.T @ ((wanted - given) @ weights))
+  back = [kernel.shape[i] for i in order]
+  return found.reshape(back).transpose([order.index(i) for i in range(len(order))])
+
+
+if __name__ == '__main__':
+  app.run(main)
