@@ -99,8 +99,9 @@ class CountProblem(NamedTuple):
     return transport.proximal_step(scores, state, keep=keep, **options)
 
   def anneal(self, scores: Array, state: Array, *, keep: Any, ceiling: Any) -> tuple[Array, Array]:
-    """`transport.anneal`."""
-    return transport.anneal(scores, state, keep=keep, ceiling=ceiling)
+    """`transport.anneal`; of rows, at one temperature for all of them."""
+    anneal = transport.anneal_rows if self.rows else transport.anneal
+    return anneal(scores, state, keep=keep, ceiling=ceiling)
 
   def rest_softness(self, keep: Any) -> Array:
     """Softness of the softest mask, which tells no element apart: 4 rho (1 - rho)."""

@@ -4,6 +4,7 @@ from dtp_jax.transport.hard import hard_topk as hard_topk
 from dtp_jax.transport.hardening import hardening_epsilon as hardening_epsilon
 from dtp_jax.transport.ops import Projection as Projection
 from dtp_jax.transport.ops import anneal as anneal
+from dtp_jax.transport.ops import anneal_rows as anneal_rows
 from dtp_jax.transport.ops import deadline_gain as deadline_gain
 from dtp_jax.transport.ops import init as init
 from dtp_jax.transport.ops import project as project

@@ -33,10 +33,12 @@ from jax.typing import ArrayLike
 from dtp_jax.transport import checks, solve
 from dtp_jax.transport.annealing import annealed
 from dtp_jax.transport.columns import Share
+from dtp_jax.transport.rows import annealed_rows
 
 __all__ = [
   'Projection',
   'anneal',
+  'anneal_rows',
   'deadline_gain',
   'init',
   'project',
@@ -282,6 +284,52 @@ def anneal(
   column = checks.column('scores', s, weights, cost)
   ceiling = checks.in_range('ceiling', ceiling, 0.0, 1.0, s)
   return annealed(s, z, rho, 2 / checks.positive('epsilon', epsilon, s), ceiling, column)
+
+
+def anneal_rows(
+  scores: ArrayLike,
+  state: ArrayLike,
+  *,
+  keep: ArrayLike,
+  ceiling: ArrayLike,
+  epsilon: ArrayLike = 1e2,
+) -> tuple[Array, Array]:
+  """The entropic plans of many rows at one temperature: the budget of each, the softness of all.
+
+      m_ri = sigmoid(kappa (s_ri - c_r)),   mean_i m_ri = keep,   softness of all m <= ceiling
+
+  with the smallest gain kappa >= 2 / epsilon. Under `anneal`, rows that are problems of their own
+  have a gain each, and where two scores all but tie at the threshold of a short row it grows
+  without bound, with the derivative. Here such a row stays soft beside others that are hard. What a
+  row uses is off by less than 1e-3 of keep once a run goes on from its own state; the ceiling is
+  met from below, within some per cent.
+
+  The derivative is that of `soft_topk` with the gain held.
+
+  Args:
+    scores: (rows, n) float. Up to n = 16, the search begins at the order of each row.
+    state: (rows, n) log-odds of the step before, or of `init`. They are where the search begins,
+      and nothing else depends on them.
+    keep: fraction of every row, in [0, 1]; one number.
+    ceiling: largest mean softness, in [0, 1]; one number.
+    epsilon: of the softest plan, > 0; one number.
+
+  Returns:
+    The mask (rows, n) in [0, 1], differentiable in scores, and its log-odds (rows, n), not
+    differentiable.
+
+  Raises:
+    ValueError: not floats (rows, n), state of another shape, an argument out of range.
+  """
+  s, z = checks.floats('scores', scores), checks.floats('state', state)
+  if s.ndim != 2:
+    raise ValueError(f'scores has shape {s.shape}; expected (rows, n).')
+  if z.shape != s.shape:
+    raise ValueError(f'state has shape {z.shape}; expected that of scores, {s.shape}.')
+  rho = checks.in_range('keep', keep, 0.0, 1.0, s[0])[0]
+  ceiling = checks.in_range('ceiling', ceiling, 0.0, 1.0, s[0])[0]
+  least = 2 / checks.positive('epsilon', epsilon, s[0])[0]
+  return annealed_rows(s, z, rho, least, ceiling)
 
 
 def softness(mask: ArrayLike) -> Array:
