@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,8 @@ import safetensors.numpy
 __all__ = [
   'CHECKSUMS',
   'check_checksums',
+  'check_file',
+  'check_folder',
   'read_json',
   'read_npz',
   'read_safetensors',
@@ -38,6 +41,40 @@ _TYPES = {
   'F32': 'float32', 'F64': 'float64', 'C64': 'complex64', 'F8_E4M3': 'float8_e4m3fn',
   'F8_E5M2': 'float8_e5m2',
 }  # fmt: skip
+
+
+def check_folder(folder: str | pathlib.Path, name: str) -> None:
+  """Asks whether files can be written to a folder, which may have yet to be made; makes nothing.
+
+  Args:
+    folder: its path.
+    name: what the caller calls it, as in 'workdir'.
+
+  Raises:
+    NotADirectoryError: it is a file, or would lie below one.
+    OSError: nothing can be written there.
+  """
+  folder = pathlib.Path(folder).absolute()
+  there = next(path for path in (folder, *folder.parents) if path.exists())
+  if not there.is_dir():
+    raise NotADirectoryError(
+      f'{name} is {folder}, but {there} is a file; give the path of a folder.'
+    )
+  try:
+    tempfile.TemporaryFile(dir=there).close()
+  except OSError as error:
+    raise OSError(
+      f'{name} is {folder}, but nothing can be written to {there} ({error.strerror}); give the '
+      'path of a folder that you may write to.'
+    ) from error
+
+
+def check_file(path: str | pathlib.Path, name: str) -> None:
+  """`check_folder` of the folder of a file; IsADirectoryError where the path is a folder's."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise IsADirectoryError(f'{name} is {path}, a folder; give the path of a file.')
+  check_folder(path.absolute().parent, f'the folder of {name}')
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

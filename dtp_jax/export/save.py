@@ -19,7 +19,7 @@ from dtp_jax.export.checks import ExportError, Network, agreement, default_toler
 from dtp_jax.export.cuts import kept_as_json
 from dtp_jax.export.settle import Settled, settle
 from dtp_jax.export.stablehlo import PLATFORMS
-from dtp_jax.files import write_checksums, write_json, write_safetensors
+from dtp_jax.files import check_folder, write_checksums, write_json, write_safetensors
 from dtp_jax.graph import Graph, Norms, Slim, shrink
 from dtp_jax.train.lock import locked
 from dtp_jax.trees import flatten
@@ -82,6 +82,7 @@ def save_slim(
     ExportError: a difference over the tolerance, with the figures; the function does not run on
       `inputs`; or jax or jax2onnx refuse it at any batch size, with the reason.
     FileExistsError: there is something in the folder.
+    OSError: nothing can be written there.
     LockedError: another process writes to it.
     ImportError: ONNX without what it needs, with the commands to install it.
     TypeError, ValueError: inputs without values, variables or masks unlike the graph's.
@@ -165,9 +166,7 @@ def _write_onnx(
 
 def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
   """Nothing is replaced unasked, and nothing ever that is no slim model."""
-  for parent in folder.absolute().parents:
-    if parent.exists() and not parent.is_dir():
-      raise FileExistsError(f'{parent} is a file; expected a folder, for {folder} to be made in.')
+  check_folder(folder.absolute().parent, 'the folder above the slim model')
   if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
     return
   if not (folder / load.MANIFEST).exists():

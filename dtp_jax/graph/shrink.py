@@ -14,7 +14,7 @@ from jax.core import Tracer
 from dtp_jax.graph.assemble import Traced
 from dtp_jax.graph.dead import Masks
 from dtp_jax.graph.dims import Atom
-from dtp_jax.graph.graph import Graph
+from dtp_jax.graph.graph import Graph, check_leaf
 from dtp_jax.graph.groups import Path
 from dtp_jax.graph.positions import decode
 from dtp_jax.graph.replay import replay
@@ -153,9 +153,8 @@ def leaf_positions(
 
 def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.ndarray]]) -> Any:
   """The variables without what died."""
-  expected = {leaf.path: leaf.shape for leaf in graph.leaves}
   flat, treedef = by_path(variables)
-  _check_shapes({p: tuple(leaf.shape) for p, leaf in flat if is_array(leaf)}, expected)
+  _check_shapes({p: tuple(leaf.shape) for p, leaf in flat if is_array(leaf)}, graph.shapes)
   leaves = []
   for path, leaf in flat:
     for axis, index in slim.get(path, {}).items():
@@ -181,11 +180,7 @@ def _check_shapes(
   got: Mapping[Path, tuple[Any, ...]], expected: Mapping[Path, tuple[Any, ...]]
 ) -> None:
   for path in (*expected, *got):
-    if got.get(path) != expected.get(path):
-      raise ValueError(
-        f'the variables have {"/".join(path)!r} of shape {got.get(path)}; expected '
-        f'{expected.get(path)}, as in the variables this graph was made for'
-      )
+    check_leaf(path, got.get(path), expected.get(path))
 
 
 @dataclass(eq=False)

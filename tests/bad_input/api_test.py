@@ -142,6 +142,18 @@ METHODS = {
   'no collections': Case(
     lambda _: pruner().prune(W, {}, 0), ValueError, ("'transport'", 'Pruner.init')
   ),
+  'a step in words': Case(
+    lambda _: pruner().prune(W, START, 'a'), ValueError, ("step is 'a'", '0, 1, ...')
+  ),
+  'half a soft step': Case(
+    lambda _: pruner().prune(W, START, 1.5), ValueError, ('step is 1.5', 'an integer')
+  ),
+  'a step before the first': Case(
+    lambda _: pruner().prune(W, START, -1), ValueError, ('step is -1', '0, 1, ...')
+  ),
+  'steps in an array': Case(
+    lambda _: pruner().prune(W, START, jnp.arange(2)), ValueError, ('[0, 1]', 'an integer')
+  ),
   'collections of another network': Case(
     lambda _: pruner().harden({'transport': {'a': jnp.ones(3)}}), ValueError, ("['a']", "['in']")
   ),

@@ -6,7 +6,7 @@ import pytest
 
 from configs import mnist_lenet
 from dtp_jax.data import prepare
-from tests.bad_input.table import Case, assert_refused, command
+from tests.bad_input.table import UNWRITABLE, Case, assert_refused, command
 
 CONFIG = """
 from configs import mnist_lenet
@@ -55,6 +55,9 @@ TRAIN = {
   ),
   'a workdir below a file': train(
     '--workdir=FOLDER/config.py/a', says=('config.py is a file', 'path of a folder')
+  ),
+  'a workdir where nothing can be written': train(
+    f'--workdir={UNWRITABLE}', says=(f'workdir is {UNWRITABLE}', 'may write to')
   ),
   'a workdir of another run': into_run(
     says=('belongs to a run with another config', 'seed: 3 there, 0 asked', 'another --workdir'),
@@ -134,9 +137,13 @@ SWEEP = {
   'a misspelt method': sweep('--config.method=sprtan', says=("'sprtan'", "'spartan'")),
   'a budget that is none': sweep('--config.prune.keep=7.0', says=('keep is 7.0', '[0, 1]')),
   'a misspelt field': sweep('--config.prune.kep=0.2', says=('config.prune.kep', "mean 'keep'")),
+  'a workdir where nothing can be written': train(
+    f'--workdir={UNWRITABLE}', module='experiments.sweep',
+    says=(f'workdir is {UNWRITABLE}', 'may write to'),
+  ),
   'no seed': sweep('--seeds=0', says=('seeds=0', 'positive', HELP)),
   'no process': sweep('--processes=0', says=('processes=0', 'positive', HELP)),
-}
+}  # fmt: skip
 
 EXPORT = {
   'nothing': export(says=('Give one run folder', HELP)),
@@ -166,6 +173,12 @@ REPORT = {
   'a place that is a file': report(
     'FOLDER', '--out=FOLDER/a', says=('a file', 'path of a folder'), files={'a': ''}
   ),
+  'a place where nothing can be written': report(
+    'FOLDER', f'--out={UNWRITABLE}', says=(f'--out is {UNWRITABLE}', 'may write to')
+  ),
+  'runs to be checked': report('FOLDER', '--check', says=('--check or --write alone', HELP)),
+  'tables checked and written': report('--check', '--write', says=('alone', HELP)),
+  'a place for what is checked': report('--check', '--out=FOLDER/out', says=('alone', HELP)),
   'a folder of something else': report(
     'FOLDER', '--out=FOLDER/out', says=('no finished run', 'summary.json')
   ),

@@ -22,7 +22,7 @@ from dtp_jax.models import CifarResNet, ResNet, from_torch
 from dtp_jax.report import write_report
 from dtp_jax.report.rows import COLUMNS, collect, read_csv, read_published
 from dtp_jax.train.folder import read_config
-from tests.bad_input.table import Case, assert_refused
+from tests.bad_input.table import UNWRITABLE, Case, assert_refused
 
 FLOATS = np.zeros(3, np.float32)
 
@@ -168,9 +168,12 @@ SLIM_MODELS = {
   ),
   'in a file': Case(
     lambda place: save_slim(place, 'notes.txt/slim'),
-    FileExistsError,
-    ('notes.txt is a file', 'expected a folder'),
+    NotADirectoryError,
+    ('notes.txt is a file', 'path of a folder'),
     {'notes.txt': 'mine'},
+  ),
+  'where nothing can be written': Case(
+    lambda _: save_slim(UNWRITABLE), OSError, (str(UNWRITABLE.parent), 'may write to')
   ),
   'inputs without a tuple': Case(
     lambda place: save_slim(place, inputs=BATCH),

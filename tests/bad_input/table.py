@@ -17,6 +17,9 @@ _PARSERS = {
 }
 
 
+UNWRITABLE = pathlib.Path('/proc/out')  # to everyone, root too
+
+
 class Case(NamedTuple):
   """One wrong input.
 
