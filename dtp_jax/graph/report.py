@@ -18,7 +18,7 @@ def report(
   """What `print(graph)` shows.
 
   One block per prunable group (size, the parameters and the MACs that would go with it, its slices
-  as path:axis by role), one per frozen group (what froze it), and the totals, with what MACs are of.
+  as path:axis by role), one per frozen group (what froze it), and the totals.
   """
   lines = [f'{len(groups)} prunable channel groups']
   width = max([5, *map(len, groups), *(len(g.name) for g in frozen)])
