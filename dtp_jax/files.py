@@ -1,5 +1,6 @@
 """Files of every kind the project writes: each whole or not at all."""
 
+import csv
 import hashlib
 import io
 import json
@@ -8,7 +9,7 @@ import pathlib
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ __all__ = [
   'read_json',
   'read_npz',
   'read_safetensors',
+  'read_table',
   'write_bytes',
   'write_checksums',
   'write_json',
@@ -106,6 +108,37 @@ def read_json(path: pathlib.Path) -> Any:
 def write_json(path: pathlib.Path, content: Any) -> None:
   """Writes a JSON file, indented and sorted."""
   write_text(path, json.dumps(content, indent=2, sort_keys=True) + '\n')
+
+
+def read_table(
+  path: pathlib.Path, columns: Sequence[str], *, others: bool = False
+) -> list[dict[str, str]]:
+  """The lines of a CSV file as {column: text}.
+
+  Args:
+    path: of the file.
+    columns: that it has, in this order.
+    others: whether it may have them in any order, and others too.
+
+  Raises:
+    ValueError: no CSV file, one with other columns, or one that was cut short.
+  """
+  try:
+    with path.open(newline='', encoding='utf-8') as file:
+      reader = csv.DictReader(file)
+      found = list(reader.fieldnames or ())
+      if not set(columns) <= set(found) if others else list(columns) != found:
+        raise ValueError(f'it has the columns {found}; expected {list(columns)}')
+      lines = []
+      for line in reader:
+        if None in line or None in line.values():  # what DictReader makes of too many and too few
+          raise ValueError(f'line {reader.line_num} has not {len(found)} cells')
+        lines.append(line)
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f'{path} is not the CSV file expected: {error}.') from error
+  if not path.read_bytes().endswith(b'\n'):
+    raise ValueError(f'{path} was cut short: its last line has no end. Take that line out of it.')
+  return lines
 
 
 CHECKSUMS = 'SHA256SUMS'

@@ -14,7 +14,7 @@ from ml_collections.config_flags import config_flags
 __all__ = ['checked', 'names_of', 'numbers', 'parse_flags']
 
 
-def checked(name: str, check: Callable[[Any], None]) -> None:
+def checked(name: str, check: Callable[[Any], Any]) -> None:
   """Has a flag refused at the start, where `check` of its value raises ValueError or OSError."""
 
   def valid(value: Any) -> bool:

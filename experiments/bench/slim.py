@@ -15,7 +15,6 @@ Rows of earlier calls stay in the file unless the same is timed again, so that a
 made in pieces; latency tables are kept in --tables.
 """
 
-import csv
 import functools
 import itertools
 import pathlib
@@ -40,7 +39,7 @@ from dtp_jax.budget.widths import Choice, choice
 from dtp_jax.export import onnx
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import stablehlo
-from dtp_jax.files import check_folder
+from dtp_jax.files import check_folder, read_table
 from dtp_jax.graph import Graph, Slim
 from dtp_jax.methods.evidence import log_importance
 from dtp_jax.train.compilation import keep_compiled
@@ -283,18 +282,10 @@ def add_rows(out: str, found: list[dict[str, Any]]) -> None:
 
 
 def _earlier(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of earlier calls.
-
-  Raises:
-    ValueError: the file is none of this program.
-  """
+  """The rows of earlier calls, see `read_table`."""
   if not path.exists():
     return []
-  with path.open(newline='') as file:
-    reader = csv.DictReader(file)
-    if not set(_KEY) <= set(reader.fieldnames or ()):
-      raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {_KEY} among them.')
-    return list(reader)
+  return read_table(path, _KEY, others=True)
 
 
 if __name__ == '__main__':

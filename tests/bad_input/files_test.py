@@ -335,6 +335,21 @@ CSVS = {
     ('runs.csv', 'line 2', f'{len(COLUMNS)} cells'),
     {'runs.csv': ROW + '\n' + ',' * len(COLUMNS) + '\n'},
   ),
+  'a last line without its end': Case(
+    lambda p: read_csv(p / 'runs.csv'),
+    ValueError,
+    ('runs.csv', 'cut short'),
+    {'runs.csv': ROW + '\n' + ',' * (len(COLUMNS) - 1)},
+  ),
+  'nothing': Case(
+    lambda p: read_csv(p / 'runs.csv'), ValueError, ('runs.csv', '[]', "'data'"), {'runs.csv': ''}
+  ),
+  'a cell without end': Case(
+    lambda p: read_csv(p / 'runs.csv'),
+    ValueError,
+    ('runs.csv', 'field larger'),
+    {'runs.csv': ROW + '\n"' + 'a' * 200_000},
+  ),
   'a figure without a source': Case(
     lambda p: read_published(p / 'p.csv'),
     ValueError,
