@@ -16,7 +16,7 @@ from dtp_jax.data.dataset import Dataset, Resident
 from dtp_jax.data.order import check_range, split_off
 from dtp_jax.data.text import Text, python_stdlib
 
-__all__ = ['NAMES', 'load']
+__all__ = ['NAMES', 'check_there', 'load']
 
 Split = dict[str, np.ndarray]
 
@@ -104,6 +104,12 @@ def load(data: Mapping[str, Any]) -> Dataset:
   if name == 'mnist_crowded':
     train, test = (crowded.crowded(digits, seed=seed) for seed, digits in enumerate((train, test)))
   return Resident(name, train, test, *_RESIDENT[name], verified=verified)
+
+
+def check_there(data: Mapping[str, Any]) -> None:
+  """Raises what `load` does where a data set has no such name or is not prepared; reads none."""
+  if data['name'] not in (*_TEXT, 'mnist_mini', 'mnist_crowded'):
+    _prepared(data['name'], data.get('data_dir'))
 
 
 def _streamed(name: str, data_dir: str | None, data: Mapping[str, Any]) -> Dataset:

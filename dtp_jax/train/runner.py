@@ -18,6 +18,7 @@ import jax
 import ml_collections
 
 from dtp_jax.data import load
+from dtp_jax.data.loading import check_there
 from dtp_jax.files import check_folder, read_json
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train import loop, places, preemption
@@ -122,6 +123,8 @@ def run_all(
   waiting = [run for run in runs if not _finished(run, workdir)]
   for run in waiting:
     _check(run, workdir)
+  for data in {ml_collections.FrozenConfigDict(run.config.data) for run in waiting}:
+    check_there(data)  # once, and not by each run
   needed = max((meshes.needed(run.config.mesh) for run in waiting), default=1)
   found = places.find(needed, processes)
   with locked(workdir, 'job.lock'), preemption.listening(_pass_on):
@@ -137,6 +140,7 @@ def _run_all(
     report(outcome)
   context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
   free = context.Queue()
+  free.cancel_join_thread()  # at the end this process waits for nobody to take the places left
   for place in found:
     free.put(place)
   pool = futures.ProcessPoolExecutor(len(found), context, _settle, (free, _cache()))

@@ -134,6 +134,11 @@ SWEEP = {
   'a name that leads out of the workdir': sweep(
     says=("'../a/seed0'", 'relative path'), files=written(get_sweep="yield '../a', get_config()")
   ),
+  'data that is not there': sweep(
+    '--config.data.name=cifar10', '--config.data.data_dir=FOLDER/data',
+    says=('cifar10 is not prepared', 'dtp_jax.data.prepare cifar10 --data_dir'),
+  ),
+  'a misspelt data set': sweep('--config.data.name=cifra10', says=("'cifra10'", "mean 'cifar10'")),
   'a misspelt method': sweep('--config.method=sprtan', says=("'sprtan'", "'spartan'")),
   'a budget that is none': sweep('--config.prune.keep=7.0', says=('keep is 7.0', '[0, 1]')),
   'a misspelt field': sweep('--config.prune.kep=0.2', says=('config.prune.kep', "mean 'keep'")),
@@ -339,6 +344,16 @@ PREPARE = {
   'a misspelt flag': (prepare_data('mnist', '--form=a', TO), 2, ('--form=a', '--from')),
   'no folder': (prepare_data('mnist', '--from=FOLDER/raw', TO), 1, ('raw', 'Pass the folder')),
   'no files': (prepare_data('mnist', '--from=FOLDER', TO), 1, ('.gz', 'under these names')),
+  'a place that is a file': (
+    prepare_data('mnist', '--data_dir=FOLDER/x'),
+    1,
+    ('data_dir is', 'x is a file'),
+  ),
+  'a place where nothing can be written': (
+    prepare_data('mnist', f'--data_dir={UNWRITABLE}'),
+    1,
+    (f'is {UNWRITABLE}', 'may write to'),
+  ),
   'an account': (prepare_data('imagenet2012', TO), 1, ('image-net.org', '--from FOLDER')),
 }
 
@@ -372,6 +387,6 @@ def test_a_wrong_command_ends_with_what_is_meant(name, tmp_path, capsys):
 @pytest.mark.parametrize('name', PREPARE)
 def test_a_wrong_preparation_ends_with_what_is_meant(name, tmp_path, capsys):
   call, status, words = PREPARE[name]
-  assert_refused(Case(call, SystemExit, (str(status),)), tmp_path)
+  assert_refused(Case(call, SystemExit, (str(status),), {'x': ''}), tmp_path)
   message = capsys.readouterr().err
   assert all(word in message for word in words), message
