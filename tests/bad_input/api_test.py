@@ -413,6 +413,12 @@ CONFIGS = {
   'misspelt network': Case(
     config(model__name='leenet'), ValueError, ("model.name is 'leenet'", "'lenet'")
   ),
+  'a layer of no channel': Case(
+    config(model__features=(0, 4)), ValueError, ('model.features is (0, 4)', '>= 1')
+  ),
+  'a stage of no step': Case(
+    config(data__batch_size=10**6), ValueError, ('stages.dense is', '4,000 examples', '1,000,000')
+  ),
   'a field of another network': Case(
     config(model__depth=8), ValueError, ('model.depth', "'features'")
   ),

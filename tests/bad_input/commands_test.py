@@ -113,6 +113,9 @@ TRAIN = {
   'several processes without a first': into_run(
     '--num_processes=2', says=('num_processes is 2', '--coordinator=HOST:PORT')
   ),
+  'a cache of what was compiled in a file': into_run(
+    '--compilation_cache=FOLDER/config.py', says=('compilation_cache is', 'config.py is a file')
+  ),
   'no processes': into_run('--num_processes=0', says=('num_processes=0', HELP)),
 }  # fmt: skip
 
