@@ -1,5 +1,6 @@
 """Files of every kind the project writes: each whole or not at all."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -82,8 +83,13 @@ def check_file(path: str | pathlib.Path, name: str) -> None:
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file whole or not at all: beside its place first, then renamed into it."""
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_bytes(content)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(content)
+    temporary.replace(path)
+  except OSError:  # a full disk, a folder in its place
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise
 
 
 def write_text(path: pathlib.Path, content: str) -> None:

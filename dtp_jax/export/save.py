@@ -1,6 +1,8 @@
 """Writing the folder of a slim model, checked against the masked network."""
 
 import contextlib
+import json
+import numbers
 import os
 import pathlib
 import platform
@@ -85,12 +87,14 @@ def save_slim(
     OSError: nothing can be written there.
     LockedError: another process writes to it.
     ImportError: ONNX without what it needs, with the commands to install it.
-    TypeError, ValueError: inputs without values, variables or masks unlike the graph's.
+    TypeError, ValueError: inputs without values, variables or masks unlike the graph's, kwargs or
+      about that are no mapping or no JSON, a tolerance that is none.
   """
   if not isinstance(inputs, tuple | list):
     raise TypeError(
       f'inputs is a {type(inputs).__name__}; expected a tuple of example inputs, as in (images,).'
     )
+  _check_options(kwargs, about, tolerance)
   folder, kwargs = pathlib.Path(folder), dict(kwargs or {})
   _check_free(folder, overwrite)
   if onnx:
@@ -162,6 +166,18 @@ def _write_onnx(
         raise
       note = f'The ONNX model takes batches of {signature.batch} alone. With any other, {error}'
   raise AssertionError('the last attempt returns or raises')
+
+
+def _check_options(kwargs: Any, about: Any, tolerance: Any) -> None:
+  for name, given in {'kwargs': kwargs, 'about': about}.items():
+    if given is not None and not isinstance(given, Mapping):
+      raise TypeError(f'{name} is a {type(given).__name__}; expected a mapping, {{name: value}}.')
+  try:
+    json.dumps(dict(about or {}))
+  except (TypeError, ValueError) as error:
+    raise TypeError(f'about cannot be written to the manifest as JSON: {error}.') from error
+  if tolerance is not None and not (isinstance(tolerance, numbers.Real) and tolerance >= 0):
+    raise ValueError(f'tolerance is {tolerance!r}; expected a number >= 0, or None.')
 
 
 def _check_free(folder: pathlib.Path, overwrite: bool) -> None:

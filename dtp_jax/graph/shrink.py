@@ -75,7 +75,8 @@ def shrink(
 
   Raises:
     ValueError: the graph has no prunable group (with its report), an unknown group, a mask that
-      is not 0 and 1 or of another shape, variables unlike the traced ones, or unknown norms.
+      is not 0 and 1 or of another shape, variables unlike the traced ones, unknown norms, or a
+      min_keep that is no integer >= 0.
     TypeError: no graph, or no masks by group.
   """
   if not isinstance(graph, Graph) or not isinstance(hard, Mapping):
@@ -85,6 +86,8 @@ def shrink(
     )
   if norms not in get_args(Norms):
     raise ValueError(f'norms is {norms!r}; expected one of {get_args(Norms)}.')
+  if not isinstance(min_keep, int | np.integer) or min_keep < 0:
+    raise ValueError(f'min_keep is {min_keep!r}; expected a number of channels, an integer >= 0.')
   if not graph.groups:
     raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
   for name, mask in hard.items():

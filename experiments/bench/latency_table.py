@@ -7,6 +7,7 @@ nanoseconds of each operator at full and at half width, and their sum against th
 the whole dense network.
 """
 
+import pathlib
 import sys
 
 import jax
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> None:
   del argv
   try:
     table, dense = measure(FLAGS.config, FLAGS.batch_size, FLAGS.points, FLAGS.repeats)
+    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
     table.save(FLAGS.out)
   except (ValueError, OSError, ImportError) as error:
     sys.exit(f'{type(error).__name__}: {error}')

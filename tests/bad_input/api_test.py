@@ -249,6 +249,12 @@ GRAPHS = {
   'misspelt norms': Case(
     lambda _: dtp.shrink(graph(), W, {}, norms='refitted'), ValueError, ("'refitted'", "'refit'")
   ),
+  'a floor in words': Case(
+    lambda _: dtp.shrink(graph(), W, {}, min_keep='1'), ValueError, ("min_keep is '1'", '>= 0')
+  ),
+  'a floor below 0': Case(
+    lambda _: dtp.shrink(graph(), W, {}, min_keep=-1), ValueError, ('min_keep is -1', '>= 0')
+  ),
   'no graph to time': Case(
     lambda _: dtp.LatencyTable.measure(W), TypeError, ('is a dict', 'dtp_jax.trace')
   ),
