@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import numbers
 import os
 import pathlib
 import platform
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dtp_jax
 from dtp_jax.export import load
@@ -176,7 +176,9 @@ def _check_options(kwargs: Any, about: Any, tolerance: Any) -> None:
     json.dumps(dict(about or {}))
   except (TypeError, ValueError) as error:
     raise TypeError(f'about cannot be written to the manifest as JSON: {error}.') from error
-  if tolerance is not None and not (isinstance(tolerance, numbers.Real) and tolerance >= 0):
+  if tolerance is not None and not (
+    isinstance(tolerance, int | float | np.floating) and tolerance >= 0
+  ):
     raise ValueError(f'tolerance is {tolerance!r}; expected a number >= 0, or None.')
 
 

@@ -123,7 +123,8 @@ def run_all(
   waiting = [run for run in runs if not _finished(run, workdir)]
   for run in waiting:
     _check(run, workdir)
-  for data in {ml_collections.FrozenConfigDict(run.config.data) for run in waiting}:
+  named: set[Any] = {ml_collections.FrozenConfigDict(run.config.data) for run in waiting}
+  for data in named:
     check_there(data)  # once, and not by each run
   needed = max((meshes.needed(run.config.mesh) for run in waiting), default=1)
   found = places.find(needed, processes)

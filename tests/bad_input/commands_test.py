@@ -124,6 +124,16 @@ SWEEP = {
     says=('has no function get_sweep', 'configs/first_table.py'),
     files={'config.py': 'from configs.mnist_lenet import get_config'},
   ),
+  'a get_sweep without its argument': sweep(
+    says=('has no function get_sweep(arg)',),
+    files={'config.py': CONFIG.format('', 'pass').replace('(arg)', '()')},
+  ),
+  'a get_sweep that returns nothing': sweep(
+    says=('0 points', 'expected some'), files=written(get_sweep='return None')
+  ),
+  'a sweep of numbers': sweep(
+    says=('yields a (str, int)', 'expected pairs'), files=written(get_sweep="yield 'a', 3")
+  ),
   'a sweep of configs without names': sweep(
     says=('expected pairs (name, config)',), files=written(get_sweep='yield get_config()')
   ),
