@@ -30,7 +30,7 @@ def checked(name: str, check: Callable[[Any], Any]) -> None:
 
 def names_of(known: Iterable[str]) -> Callable[[list[str]], None]:
   """A check that a list has names, and only known ones."""
-  known = list(known)
+  known = list(dict.fromkeys(known))
 
   def check(names: list[str]) -> None:
     for name in names:
