@@ -1,13 +1,16 @@
 """Files of every kind the project writes: each whole or not at all."""
 
+import contextlib
+import csv
 import hashlib
 import io
 import json
 import math
 import pathlib
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,9 +21,12 @@ import safetensors.numpy
 __all__ = [
   'CHECKSUMS',
   'check_checksums',
+  'check_file',
+  'check_folder',
   'read_json',
   'read_npz',
   'read_safetensors',
+  'read_table',
   'write_bytes',
   'write_checksums',
   'write_json',
@@ -40,11 +46,50 @@ _TYPES = {
 }  # fmt: skip
 
 
+def check_folder(folder: str | pathlib.Path, name: str) -> None:
+  """Asks whether files can be written to a folder, which may have yet to be made; makes nothing.
+
+  Args:
+    folder: its path.
+    name: what the caller calls it, as in 'workdir'.
+
+  Raises:
+    NotADirectoryError: it is a file, or would lie below one.
+    OSError: nothing can be written there.
+  """
+  folder = pathlib.Path(folder).absolute()
+  there = next(path for path in (folder, *folder.parents) if path.exists())
+  if not there.is_dir():
+    raise NotADirectoryError(
+      f'{name} is {folder}, but {there} is a file; give the path of a folder.'
+    )
+  try:
+    tempfile.TemporaryFile(dir=there).close()
+  except OSError as error:
+    raise OSError(
+      f'{name} is {folder}, but nothing can be written to {there} ({error.strerror}); give the '
+      'path of a folder that you may write to.'
+    ) from error
+
+
+def check_file(path: str | pathlib.Path, name: str) -> None:
+  """`check_folder` of the folder of a file; IsADirectoryError where the path is a folder's."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise IsADirectoryError(f'{name} is {path}, a folder; give the path of a file.')
+  check_folder(path.absolute().parent, f'the folder of {name}')
+
+
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file whole or not at all: beside its place first, then renamed into it."""
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_bytes(content)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(content)
+    temporary.replace(path)
+  except OSError:  # a full disk, a folder in its place
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
@@ -69,6 +114,37 @@ def read_json(path: pathlib.Path) -> Any:
 def write_json(path: pathlib.Path, content: Any) -> None:
   """Writes a JSON file, indented and sorted."""
   write_text(path, json.dumps(content, indent=2, sort_keys=True) + '\n')
+
+
+def read_table(
+  path: pathlib.Path, columns: Sequence[str], *, others: bool = False
+) -> list[dict[str, str]]:
+  """The lines of a CSV file as {column: text}.
+
+  Args:
+    path: of the file.
+    columns: that it has, in this order.
+    others: whether it may have them in any order, and others too.
+
+  Raises:
+    ValueError: no CSV file, one with other columns, or one that was cut short.
+  """
+  try:
+    with path.open(newline='', encoding='utf-8') as file:
+      reader = csv.DictReader(file)
+      found = list(reader.fieldnames or ())
+      if not set(columns) <= set(found) if others else list(columns) != found:
+        raise ValueError(f'it has the columns {found}; expected {list(columns)}')
+      lines = []
+      for line in reader:
+        if None in line or None in line.values():  # what DictReader makes of too many and too few
+          raise ValueError(f'line {reader.line_num} has not {len(found)} cells')
+        lines.append(line)
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f'{path} is not the CSV file expected: {error}.') from error
+  if not path.read_bytes().endswith(b'\n'):
+    raise ValueError(f'{path} was cut short: its last line has no end. Take that line out of it.')
+  return lines
 
 
 CHECKSUMS = 'SHA256SUMS'

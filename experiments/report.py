@@ -23,7 +23,7 @@ import sys
 from absl import app, flags
 
 from dtp_jax.export import throughput
-from dtp_jax.files import write_bytes, write_text
+from dtp_jax.files import check_folder, write_bytes, write_text
 from dtp_jax.report import page, plots
 from dtp_jax.report.compare import cells_of, select, studies_of, that_match
 from dtp_jax.report.rows import Row, collect, read_csv, read_published, write_csv
@@ -101,6 +101,8 @@ def main(argv: list[str]) -> None:
   """Collects, checks or writes."""
   try:
     if FLAGS.check or FLAGS.write:
+      if (FLAGS.check and FLAGS.write) or FLAGS.out or FLAGS.timed or len(argv) > 1:
+        sys.exit('Give --check or --write alone: neither takes run folders or --out. Try --help.')
       true = differing()
       if FLAGS.write:
         for path, text in true.items():
@@ -112,8 +114,7 @@ def main(argv: list[str]) -> None:
     if not FLAGS.out or len(argv) < 2:
       sys.exit('Give run folders and --out=FOLDER, or --check, or --write. Try --help.')
     folder = pathlib.Path(FLAGS.out)
-    if folder.exists() and not folder.is_dir():
-      sys.exit(f'--out is {folder}, a file; give the path of a folder.')
+    check_folder(folder, '--out')
     if FLAGS.timed:
       throughput.measure(argv[1:])
     rows, unfinished = collect(argv[1:])

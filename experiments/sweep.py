@@ -47,13 +47,13 @@ def points() -> Iterator[tuple[str, Config]]:
   """
   path, _, argument = config_flags.get_config_filename(FLAGS['config']).partition(':')
   get_sweep = runpy.run_path(path).get('get_sweep')
-  if not inspect.isfunction(get_sweep):
+  if not (inspect.isfunction(get_sweep) and len(inspect.signature(get_sweep).parameters) == 1):
     raise ValueError(f'{path} has no function get_sweep(arg); see configs/first_table.py.')
-  for point in get_sweep(argument):
-    if not (isinstance(point, tuple) and len(point) == 2 and isinstance(point[0], str)):
-      raise ValueError(
-        f'get_sweep of {path} yields a {type(point).__name__}; expected pairs (name, config).'
-      )
+  for point in get_sweep(argument) or ():
+    kinds = [type(part).__name__ for part in point] if isinstance(point, tuple) else []
+    if kinds != ['str', 'ConfigDict']:
+      given = f'({", ".join(kinds)})' if kinds else type(point).__name__
+      raise ValueError(f'get_sweep of {path} yields a {given}; expected pairs (name, config).')
     name, config = point
     config.update_from_flattened_dict(config_flags.get_override_values(FLAGS['config']))
     yield name, config

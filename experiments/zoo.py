@@ -28,6 +28,7 @@ from absl import app, flags
 
 from dtp_jax.export import load_slim
 from dtp_jax.export.checks import agreement
+from dtp_jax.files import check_folder, read_table
 from dtp_jax.markdown import Table
 
 FLAGS = flags.FLAGS
@@ -49,13 +50,9 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
   """The rows of a zoo.csv, by name.
 
   Raises:
-    ValueError: it has other columns.
+    ValueError: it has other columns, or was cut short.
   """
-  with path.open(newline='') as file:
-    reader = csv.DictReader(file)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-      raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {list(COLUMNS)}.')
-    return sorted(reader, key=lambda row: row['model'])
+  return sorted(read_table(path, COLUMNS), key=lambda row: row['model'])
 
 
 def shares(rows: Sequence[Row]) -> Table:
@@ -176,9 +173,12 @@ def _measure_all(path: pathlib.Path) -> None:
   """Appends the rows that are wanted and missing."""
   from experiments.zoo_models import MODELS
 
-  wanted = [n for n in MODELS if any(fnmatch.fnmatch(n, pattern) for pattern in FLAGS.models)]
-  if not wanted:
-    sys.exit(f'--models={",".join(FLAGS.models)} fits none of {", ".join(MODELS)}.')
+  fitting = {pattern: fnmatch.filter(MODELS, pattern) for pattern in FLAGS.models or ['']}
+  for pattern, names in fitting.items():
+    if not names:
+      sys.exit(f'--models={pattern} fits none of {", ".join(MODELS)}.')
+  wanted = [name for name in MODELS if any(name in names for names in fitting.values())]
+  check_folder(path.parent, '--out')
   path.parent.mkdir(parents=True, exist_ok=True)
   there = {row['model'] for row in read(path)} if path.exists() else set()
   with path.open('a', newline='') as file:
@@ -207,11 +207,13 @@ def main(argv: list[str]) -> None:
     if not FLAGS.nothing_new:
       _measure_all(path)
     rows = read(path)
+    tables = f'{shares(rows)}\n{spent(rows)}'
+    said = exceptions(rows)
   except (ValueError, OSError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
-  print(shares(rows), spent(rows), sep='\n')
-  for name, said in exceptions(rows).items():
-    print(f'\n{name}: {" ".join(said)}')
+  print(tables)
+  for name, reasons in said.items():
+    print(f'\n{name}: {" ".join(reasons)}')
 
 
 def _define_flags() -> None:
@@ -219,7 +221,7 @@ def _define_flags() -> None:
   flags.DEFINE_string('out', None, 'Folder for zoo.csv.')
   flags.DEFINE_list('models', ['*'], 'Names of networks, or patterns of them.')
   flags.DEFINE_integer('jobs', 2, 'Networks at a time.', lower_bound=1)
-  flags.DEFINE_integer('limit', 120, 'Seconds after which a network is given up.')
+  flags.DEFINE_integer('limit', 120, 'Seconds after which a network is given up.', lower_bound=1)
   flags.DEFINE_bool('nothing_new', False, 'Measure nothing, show the tables.')
   flags.DEFINE_string('measure', None, 'Internal: measures one network in this process.')
   flags.DEFINE_bool('reload', False, 'Internal: runs the export of a network.')

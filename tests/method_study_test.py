@@ -72,8 +72,9 @@ def _again(bed, row):
 
 def test_a_plan_is_resumed(tmp_path):
   plan = '# two beds\na,b 0.1 ours,spartan 0,1\n\nb 0.2 ours 3  # one more'
-  assert len(list(jobs(plan))) == 9
-  assert list(jobs(plan))[-1] == ('b', 0.2, 'ours', 3)
+  found = jobs(plan, 'ab', rows.ROWS)
+  assert len(found) == 9
+  assert found[-1] == ('b', 0.2, 'ours', 3)
   path = tmp_path / 'out.csv'
   assert done(path) == set()
   append(path, {'bed': 'b', 'keep': 0.2, 'options': rows.ROWS['ours'].text, 'seed': 3})

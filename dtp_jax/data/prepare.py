@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 
 from dtp_jax.data import archives
 from dtp_jax.data.builders import BUILDERS, PROVENANCE
-from dtp_jax.files import read_json
+from dtp_jax.files import check_folder, read_json
 
 __all__ = ['Status', 'check_name', 'main', 'prepare', 'root', 'status']
 
@@ -123,11 +123,13 @@ def prepare(
     archives.ChecksumError: An archive is not the official one.
     FileNotFoundError: `folder` lacks files, or is None for a set without a public download.
     ConnectionError: The download failed.
+    OSError: `data_dir` cannot be written to.
   """
   found = status(name, data_dir)
   if found.prepared:
     found.check_readable()
     return found
+  check_folder(root(data_dir), 'data_dir')
   with tempfile.TemporaryDirectory() as scratch:
     if folder is None:
       folder = _download(name, pathlib.Path(scratch))

@@ -1,6 +1,7 @@
 """Writing the folder of a slim model, checked against the masked network."""
 
 import contextlib
+import json
 import os
 import pathlib
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dtp_jax
 from dtp_jax.export import load
@@ -19,7 +21,7 @@ from dtp_jax.export.checks import ExportError, Network, agreement, default_toler
 from dtp_jax.export.cuts import kept_as_json
 from dtp_jax.export.settle import Settled, settle
 from dtp_jax.export.stablehlo import PLATFORMS
-from dtp_jax.files import write_checksums, write_json, write_safetensors
+from dtp_jax.files import check_folder, write_checksums, write_json, write_safetensors
 from dtp_jax.graph import Graph, Norms, Slim, shrink
 from dtp_jax.train.lock import locked
 from dtp_jax.trees import flatten
@@ -82,14 +84,17 @@ def save_slim(
     ExportError: a difference over the tolerance, with the figures; the function does not run on
       `inputs`; or jax or jax2onnx refuse it at any batch size, with the reason.
     FileExistsError: there is something in the folder.
+    OSError: nothing can be written there.
     LockedError: another process writes to it.
     ImportError: ONNX without what it needs, with the commands to install it.
-    TypeError, ValueError: inputs without values, variables or masks unlike the graph's.
+    TypeError, ValueError: inputs without values, variables or masks unlike the graph's, kwargs or
+      about that are no mapping or no JSON, a tolerance that is none.
   """
   if not isinstance(inputs, tuple | list):
     raise TypeError(
       f'inputs is a {type(inputs).__name__}; expected a tuple of example inputs, as in (images,).'
     )
+  _check_options(kwargs, about, tolerance)
   folder, kwargs = pathlib.Path(folder), dict(kwargs or {})
   _check_free(folder, overwrite)
   if onnx:
@@ -163,11 +168,23 @@ def _write_onnx(
   raise AssertionError('the last attempt returns or raises')
 
 
+def _check_options(kwargs: Any, about: Any, tolerance: Any) -> None:
+  for name, given in {'kwargs': kwargs, 'about': about}.items():
+    if given is not None and not isinstance(given, Mapping):
+      raise TypeError(f'{name} is a {type(given).__name__}; expected a mapping, {{name: value}}.')
+  try:
+    json.dumps(dict(about or {}))
+  except (TypeError, ValueError) as error:
+    raise TypeError(f'about cannot be written to the manifest as JSON: {error}.') from error
+  if tolerance is not None and not (
+    isinstance(tolerance, int | float | np.floating) and tolerance >= 0
+  ):
+    raise ValueError(f'tolerance is {tolerance!r}; expected a number >= 0, or None.')
+
+
 def _check_free(folder: pathlib.Path, overwrite: bool) -> None:
   """Nothing is replaced unasked, and nothing ever that is no slim model."""
-  for parent in folder.absolute().parents:
-    if parent.exists() and not parent.is_dir():
-      raise FileExistsError(f'{parent} is a file; expected a folder, for {folder} to be made in.')
+  check_folder(folder.absolute().parent, 'the folder above the slim model')
   if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
     return
   if not (folder / load.MANIFEST).exists():

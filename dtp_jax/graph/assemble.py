@@ -56,7 +56,8 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
   for atom in order:
     found[atom] = _with_biases(found[atom])
   names = group_names({a: found[a] for a in order if a.reason is None})
-  operators, params = _costs(leaves, traced, names)
+  examples = _examples(traced)
+  operators, params = _costs(leaves, traced, names, examples or frozenset())
   macs = add(operator.macs for operator in operators)
   layers = layered(traced.scope, len(leaves), traced.flow)
   groups = {
@@ -73,7 +74,8 @@ def assemble(fn: Callable[..., Any], leaves: tuple[Leaf, ...], traced: Traced) -
   }
   still = [a for a in order if a.reason and not a.hidden and _stands_alone(a, leaves, traced)]
   frozen = _frozen({a: found[a] for a in still}, leaves)
-  return Graph(fn, leaves, groups, frozen, operators, params, _batch_size(traced, operators))
+  batch_size, per_example = _batch_size(traced, operators), examples is not None
+  return Graph(fn, leaves, groups, frozen, operators, params, batch_size, per_example)
 
 
 def _occurring(
@@ -150,10 +152,9 @@ def _label(slices: list[Slice], states: set[Path]) -> str:
 
 
 def _costs(
-  leaves: Sequence[Leaf], traced: Traced, names: dict[Atom, str]
+  leaves: Sequence[Leaf], traced: Traced, names: dict[Atom, str], batches: frozenset[Atom]
 ) -> tuple[tuple[Operator, ...], Polynomial]:
-  """MACs per operator, for one example, and the parameters of the network."""
-  batches = _examples(traced)
+  """MACs per operator, with `batches` counted as one, and the parameters of the network."""
   # Run alone an operator is given a batch of any size, of which a part says nothing.
   whole = frozenset(a for a in batches if a.size == traced.batches[0].size)
   operators = []
@@ -173,13 +174,16 @@ def _costs(
   return tuple(operators), params
 
 
-def _examples(traced: Traced) -> frozenset[Atom]:
-  """What counts as one in the MACs: the atoms of the batch, whatever it was reshaped to."""
-  # A leading axis that some product sums over is not a batch: MACs are then those of the call.
+def _examples(traced: Traced) -> frozenset[Atom] | None:
+  """What counts as one in the MACs: the atoms of the batch, whatever it was reshaped to.
+
+  None where the MACs are those of the whole call: a leading axis that some product sums over, as an
+  expert dispatch does, is not a batch.
+  """
   summed = {a for op in traced.flow.operations for dim in op.summed for a in atoms(dim)}
   found = [frozenset(atoms(dim)) for dim in traced.batches]
   if not found or found[0] & summed:
-    return frozenset()
+    return None
   return frozenset().union(*(rows for rows in found if not rows & summed))
 
 

@@ -39,7 +39,7 @@ class Operator(NamedTuple):
   Attributes:
     name: the module of its kernel.
     primitive: name of the primitive; of one that no rule has entered, what it is in.
-    macs: its MACs for one example.
+    macs: its MACs for one example, see `Graph.per_example`.
     bare: what it takes to run it alone; None in the body of a loop.
   """
 
@@ -61,6 +61,9 @@ class Graph:
     operators: what costs MACs.
     params: number of parameters as a polynomial of kept channels.
     batch_size: of the traced inputs; 1 where no axis of an operator is the batch.
+    per_example: whether MACs are those of one example. They are those of the whole traced call
+      where an operator sums over the batch, as the dispatch of a mixture of experts does, or where
+      no input has an axis.
   """
 
   fn: Callable[..., Any]
@@ -70,10 +73,11 @@ class Graph:
   operators: tuple[Operator, ...]
   params: Polynomial
   batch_size: Any = 1
+  per_example: bool = True
 
   @cached_property
   def macs(self) -> Polynomial:
-    """MACs of convolutions and matrix products for one example."""
+    """MACs of convolutions and matrix products for one example, see `per_example`."""
     return add(operator.macs for operator in self.operators)
 
   @property
@@ -108,7 +112,7 @@ class Graph:
     skip = self._prefix({s.path for s, _ in masked}, place)
     for s, mask in masked:
       leaf = leaves[place[s.path[skip:]]]
-      self._check_leaf(s.path, jnp.shape(leaf))
+      check_leaf(s.path, jnp.shape(leaf), self.shapes[s.path])
       shape = [1] * jnp.ndim(leaf)
       shape[s.axis] = len(s.index)
       leaves[place[s.path[skip:]]] = leaf * along(mask, s.index).astype(leaf.dtype).reshape(shape)
@@ -142,7 +146,7 @@ class Graph:
       total = jnp.zeros(group.size)
       for s in group.slices:
         if s.role in wanted and s.path[skip:] in arrays:
-          self._check_leaf(s.path, jnp.shape(arrays[s.path[skip:]]))
+          check_leaf(s.path, jnp.shape(arrays[s.path[skip:]]), self.shapes[s.path])
           rest = [d for d in range(jnp.ndim(arrays[s.path[skip:]])) if d != s.axis]
           entries = jnp.sum(fn(arrays[s.path[skip:]]), axis=rest)
           inside = np.flatnonzero(s.index >= 0)
@@ -158,15 +162,9 @@ class Graph:
       raise ValueError(f'{name!r} is not a prunable group of this graph{hint}')
     check_shape(name, shape, self.groups[name].size)
 
-  def _check_leaf(self, path: Path, shape: tuple[Any, ...]) -> None:
-    if shape != self._shapes[path]:
-      raise ValueError(
-        f'the tree has {"/".join(path)!r} of shape {shape}; expected {self._shapes[path]}, as in '
-        'the variables this graph was made for'
-      )
-
   @cached_property
-  def _shapes(self) -> dict[Path, tuple[int, ...]]:
+  def shapes(self) -> dict[Path, tuple[int, ...]]:
+    """{path: shape} of the traced variables."""
     return {leaf.path: leaf.shape for leaf in self.leaves}
 
   def _prefix(self, wanted: set[Path], place: Mapping[Path, int]) -> int:
@@ -178,7 +176,16 @@ class Graph:
     raise ValueError(_none_of(missing[0]))
 
   def __str__(self) -> str:
-    return report(self.groups, self.frozen, self.macs, self.params)
+    return report(self.groups, self.frozen, self.macs, self.params, self.per_example)
+
+
+def check_leaf(path: Path, shape: tuple[Any, ...] | None, expected: Any) -> None:
+  """Raises ValueError unless an array of the variables has the expected shape; None: no array."""
+  if shape != expected:
+    raise ValueError(
+      f'the variables have {"/".join(path)!r} of shape {shape}; expected {expected}, as in the '
+      'variables this graph was made for'
+    )
 
 
 def _none_of(name: str) -> str:

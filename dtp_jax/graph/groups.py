@@ -56,7 +56,7 @@ class Group:
     size: number of channels.
     slices: where they lie.
     reason: what froze it; None for a prunable group.
-    macs: MACs for one example that would go with the whole group.
+    macs: MACs for one example (see `Graph.per_example`) that would go with the whole group.
     params: parameters that would go with it.
     layers: for channels inside of a scan over layers, the number of layers, which lie on the first
       axis of every slice. Each may put its channels in an order of its own; see `rank_layers`.

@@ -9,12 +9,16 @@ from dtp_jax.graph.groups import ROLES, Group
 
 
 def report(
-  groups: Mapping[str, Group], frozen: Sequence[Group], macs: Polynomial, params: Polynomial
+  groups: Mapping[str, Group],
+  frozen: Sequence[Group],
+  macs: Polynomial,
+  params: Polynomial,
+  per_example: bool,
 ) -> str:
   """What `print(graph)` shows.
 
-  One block per prunable group (size, the parameters and the MACs of one example that would go with
-  it, its slices as path:axis by role), one per frozen group (what froze it), and the totals.
+  One block per prunable group (size, the parameters and the MACs that would go with it, its slices
+  as path:axis by role), one per frozen group (what froze it), and the totals.
   """
   lines = [f'{len(groups)} prunable channel groups']
   width = max([5, *map(len, groups), *(len(g.name) for g in frozen)])
@@ -29,9 +33,8 @@ def report(
   for group in frozen:
     lines.append(f'{group.name:{width}}  {group.size:>6,}  {group.reason}')
     lines += _slices(group)
-  lines.append(
-    f'prunable: {_share(groups, macs)} MACs for one example, {_share(groups, params)} parameters'
-  )
+  of = 'for one example' if per_example else 'of the whole call (no axis is a batch)'
+  lines.append(f'prunable: {_share(groups, macs)} MACs {of}, {_share(groups, params)} parameters')
   return '\n'.join(lines)
 
 

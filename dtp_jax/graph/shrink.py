@@ -14,7 +14,7 @@ from jax.core import Tracer
 from dtp_jax.graph.assemble import Traced
 from dtp_jax.graph.dead import Masks
 from dtp_jax.graph.dims import Atom
-from dtp_jax.graph.graph import Graph
+from dtp_jax.graph.graph import Graph, check_leaf
 from dtp_jax.graph.groups import Path
 from dtp_jax.graph.positions import decode
 from dtp_jax.graph.replay import replay
@@ -75,7 +75,8 @@ def shrink(
 
   Raises:
     ValueError: the graph has no prunable group (with its report), an unknown group, a mask that
-      is not 0 and 1 or of another shape, variables unlike the traced ones, or unknown norms.
+      is not 0 and 1 or of another shape, variables unlike the traced ones, unknown norms, or a
+      min_keep that is no integer >= 0.
     TypeError: no graph, or no masks by group.
   """
   if not isinstance(graph, Graph) or not isinstance(hard, Mapping):
@@ -85,6 +86,8 @@ def shrink(
     )
   if norms not in get_args(Norms):
     raise ValueError(f'norms is {norms!r}; expected one of {get_args(Norms)}.')
+  if not isinstance(min_keep, int | np.integer) or min_keep < 0:
+    raise ValueError(f'min_keep is {min_keep!r}; expected a number of channels, an integer >= 0.')
   if not graph.groups:
     raise ValueError(f'nothing to shrink: the graph has no prunable group\n{graph}')
   for name, mask in hard.items():
@@ -153,9 +156,8 @@ def leaf_positions(
 
 def _deleted(graph: Graph, variables: Any, slim: Mapping[Path, Mapping[int, np.ndarray]]) -> Any:
   """The variables without what died."""
-  expected = {leaf.path: leaf.shape for leaf in graph.leaves}
   flat, treedef = by_path(variables)
-  _check_shapes({p: tuple(leaf.shape) for p, leaf in flat if is_array(leaf)}, expected)
+  _check_shapes({p: tuple(leaf.shape) for p, leaf in flat if is_array(leaf)}, graph.shapes)
   leaves = []
   for path, leaf in flat:
     for axis, index in slim.get(path, {}).items():
@@ -181,11 +183,7 @@ def _check_shapes(
   got: Mapping[Path, tuple[Any, ...]], expected: Mapping[Path, tuple[Any, ...]]
 ) -> None:
   for path in (*expected, *got):
-    if got.get(path) != expected.get(path):
-      raise ValueError(
-        f'the variables have {"/".join(path)!r} of shape {got.get(path)}; expected '
-        f'{expected.get(path)}, as in the variables this graph was made for'
-      )
+    check_leaf(path, got.get(path), expected.get(path))
 
 
 @dataclass(eq=False)

@@ -73,8 +73,9 @@ def trace(fn: Callable[..., Any], variables: Any, *inputs: Any, **static: Any) -
       leaves are, but for those in an NNX variable that is no `nnx.Param` (statistics).
     *inputs: what it is applied to. The batch is taken to be the leading axis of the first array
       with two axes or more, or else of the first with one: flags, keys and positions may come
-      before the images. MACs are counted for one example; a later array of as many rows, which
-      meets the first in a product alone (the texts of a contrastive loss), has its own here.
+      before the images. MACs are counted for one example, or for the whole call where a product
+      sums over that axis (`Graph.per_example`); a later array of as many rows, which meets the
+      first in a product alone (the texts of a contrastive loss), has its own here.
     **static: keyword arguments. Arrays among them (random keys) are traced, the rest (flags,
       names) is fixed.
 

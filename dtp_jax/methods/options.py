@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ['check_share', 'check_steps']
+__all__ = ['check_share', 'check_step', 'check_steps']
 
 
 def check_share(name: str, value: Any, ends: str = '[]', what: str = 'a number') -> None:
@@ -29,3 +31,11 @@ def check_steps(steps: int) -> None:
   """Raises ValueError unless `steps` is the length of a soft stage."""
   if not isinstance(steps, int | np.integer) or steps < 1:
     raise ValueError(f'steps is {steps!r}; expected a soft stage of at least 1 step, an integer.')
+
+
+def check_step(step: Any) -> None:
+  """Raises ValueError unless `step` is one of the soft stage, an integer, traced or not."""
+  known = isinstance(step, int | np.integer)
+  array = isinstance(step, jax.Array | np.ndarray) and jnp.shape(step) == ()
+  if not (0 <= step < 2**31 if known else array and jnp.issubdtype(step.dtype, jnp.integer)):
+    raise ValueError(f'step is {step!r}; expected the soft step 0, 1, ..., an integer.')

@@ -13,6 +13,7 @@ from dtp_jax import transport
 from dtp_jax.budget import Budget, Resolved, resolve
 from dtp_jax.budget.problem import Problem
 from dtp_jax.graph import Graph, Norms, shrink
+from dtp_jax.methods.options import check_step
 from dtp_jax.methods.restarting import restarting
 from dtp_jax.prunable import Masks, Params, Prunable, channels
 
@@ -100,6 +101,9 @@ class Pruner(NamedTuple):
     Returns:
       A tree like params, differentiable in params and extra['scores'], and the transport collection
       of the next step, not differentiable.
+
+    Raises:
+      ValueError: collections of another network, or a step that is no integer >= 0.
     """
     masks, transport = self.masks(params, extra, step)
     return self.apply_masks(params, masks), transport
@@ -222,6 +226,7 @@ def bundle(
     return {'scores': scores, 'transport': state}
 
   def masks(params: Params, extra: Extra, step: Any) -> tuple[Masks, dict[str, Array]]:
+    check_step(step)
     magnitudes, state = elements.magnitude(params), _collection(extra, 'transport', elements)
     learned = bool(extra.get('scores', True))
     scores = (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dtp_jax.files import read_json, write_text
+from dtp_jax.files import read_json, read_table, write_text
 from dtp_jax.report import style
 
 __all__ = [
@@ -213,25 +213,10 @@ def read_csv(path: pathlib.Path) -> list[Row]:
   Raises:
     ValueError: other columns, or a number that is none.
   """
-  rows = _read(path, COLUMNS)
+  rows = read_table(path, COLUMNS)
   return [
     {name: _typed(path, name, text, _TYPES[name]) for name, text in row.items()} for row in rows
   ]
-
-
-def _read(path, columns):
-  with path.open(newline='') as file:
-    reader = csv.DictReader(file)
-    if tuple(reader.fieldnames or ()) != columns:
-      raise ValueError(f'{path} has the columns {reader.fieldnames}; expected {list(columns)}.')
-    rows = []
-    for row in reader:
-      if None in row or None in row.values():  # what DictReader makes of too many and too few
-        raise ValueError(
-          f'{path}, line {reader.line_num}: expected {len(columns)} cells, as above.'
-        )
-      rows.append(row)
-    return rows
 
 
 def _typed(path, name, text, kind):
@@ -285,7 +270,8 @@ def read_published(path: pathlib.Path) -> list[Published]:
     ValueError: other columns, a number that is none, or a figure without a source.
   """
   found = []
-  for row in _read(path, Published._fields):
+  for cells in read_table(path, Published._fields):
+    row: dict[str, Any] = dict(cells)
     if not row['source']:
       raise ValueError(f'{path} has a figure without a source: {row}.')
     for name in ('accuracy', 'base_accuracy', 'speedup', 'sparsity'):

@@ -4,13 +4,62 @@ import difflib
 import itertools
 import re
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-__all__ = ['parse_flags']
+__all__ = ['checked', 'names_of', 'numbers', 'parse_flags']
+
+
+def checked(name: str, check: Callable[[Any], Any]) -> None:
+  """Has a flag refused at the start, where `check` of its value raises ValueError or OSError."""
+
+  def valid(value: Any) -> bool:
+    try:
+      if value is not None:
+        check(value)
+    except (ValueError, OSError) as error:
+      raise flags.ValidationError(str(error)) from error
+    return True
+
+  flags.register_validator(name, valid)
+
+
+def names_of(known: Iterable[str]) -> Callable[[list[str]], None]:
+  """A check that a list has names, and only known ones."""
+  known = list(dict.fromkeys(known))
+
+  def check(names: list[str]) -> None:
+    for name in names:
+      if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
+        raise ValueError(f'{name!r} is not known{hint} There are: {", ".join(known)}')
+    if not names:
+      raise ValueError(f'it is empty; give some of {", ".join(known)}')
+
+  return check
+
+
+def numbers(kind: type[int] | type[float], low: float, high: float) -> Callable[[list[str]], None]:
+  """A check that a list has numbers, and only such in [low, high]."""
+  expected = f'{"integers" if kind is int else "numbers"} in [{low:,}, {high:,}]'
+
+  def check(texts: list[str]) -> None:
+    for text in texts:
+      try:
+        inside = low <= kind(text) <= high
+      except ValueError:
+        inside = False
+      if not inside:
+        raise ValueError(f'it has {text!r}; expected {expected}')
+    if not texts:
+      raise ValueError(f'it is empty; expected {expected}')
+
+  return check
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -132,7 +132,11 @@ class Network(NamedTuple):
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-  """The network that `config.model` names, with its fields as attributes."""
+  """The network that `config.model` names, with its fields as attributes.
+
+  Raises:
+    ValueError: no such network or field, or a whole number below 1.
+  """
   given = dict(config.model)
   name = given.pop('name')
   kind = _choose(MODELS, 'model.name', name)
@@ -140,6 +144,10 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
   unknown = sorted(set(given) - known)
   if unknown:
     raise ValueError(f'model.{unknown[0]} is no field of {name}; expected some of {sorted(known)}.')
+  for field, value in given.items():
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if any(isinstance(n, int) and not isinstance(n, bool) and n < 1 for n in numbers):
+      raise ValueError(f'model.{field} is {value}; expected numbers >= 1.')
   return kind(num_classes=num_classes, **given)
 
 
@@ -147,9 +155,19 @@ def build_stages(config: Config, examples: int) -> Stages:
   """Stage lengths in steps from `config.stages` in epochs.
 
   Methods that choose their mask at once have no soft stage: their hard stage takes its time.
+
+  Raises:
+    ValueError: a stage that is asked for and is shorter than half a step.
   """
   per_epoch = examples / config.data.batch_size
   dense, soft, hard = (round(config.stages[name] * per_epoch) for name in Stages._fields)
+  for name, steps in zip(Stages._fields, (dense, soft, hard), strict=True):
+    if config.stages[name] > 0 and steps == 0:
+      raise ValueError(
+        f'stages.{name} is {config.stages[name]} epochs of {examples:,} examples, and '
+        f'data.batch_size is {config.data.batch_size:,}: not one step. Give more epochs, a smaller '
+        'batch, or 0 epochs for no such stage.'
+      )
   return (
     Stages(dense, 0, soft + hard) if methods.one_shot(config.method) else Stages(dense, soft, hard)
   )

@@ -18,7 +18,8 @@ import jax
 import ml_collections
 
 from dtp_jax.data import load
-from dtp_jax.files import read_json
+from dtp_jax.data.loading import check_there
+from dtp_jax.files import check_folder, read_json
 from dtp_jax.train import folder as run_folder
 from dtp_jax.train import loop, places, preemption
 from dtp_jax.train import mesh as meshes
@@ -58,6 +59,7 @@ def run_here(runs: Iterable[Run], workdir: str | pathlib.Path) -> dict[str, dict
     ValueError: a config that is refused, or a folder that belongs to a run with another one; before
       anything runs.
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
+    OSError: a folder that cannot be written to; before anything runs.
     LockedError: another job works in the folder.
     DivergedError, PreemptedError, OSError: see `dtp_jax.train.loop.train_and_evaluate`.
   """
@@ -106,6 +108,7 @@ def run_all(
       folder that belongs to a run with another one, or a process that is one of a job of several;
       before anything runs.
     FileNotFoundError, ImportError: what a config names is not there; before anything runs.
+    OSError: a folder that cannot be written to; before anything runs.
     LockedError: another job works in the folder.
     PreemptedError: on SIGTERM, when the runs under way have their checkpoints.
     ChildProcessError: one of the processes was killed.
@@ -120,6 +123,9 @@ def run_all(
   waiting = [run for run in runs if not _finished(run, workdir)]
   for run in waiting:
     _check(run, workdir)
+  named: set[Any] = {ml_collections.FrozenConfigDict(run.config.data) for run in waiting}
+  for data in named:
+    check_there(data)  # once, and not by each run
   needed = max((meshes.needed(run.config.mesh) for run in waiting), default=1)
   found = places.find(needed, processes)
   with locked(workdir, 'job.lock'), preemption.listening(_pass_on):
@@ -135,6 +141,7 @@ def _run_all(
     report(outcome)
   context = multiprocessing.get_context('spawn')  # a fork of a process with JAX's threads hangs
   free = context.Queue()
+  free.cancel_join_thread()  # at the end this process waits for nobody to take the places left
   for place in found:
     free.put(place)
   pool = futures.ProcessPoolExecutor(len(found), context, _settle, (free, _cache()))
@@ -167,12 +174,9 @@ def _run_all(
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-  """The absolute path of a folder that is there or may be made."""
-  folder = pathlib.Path(workdir).absolute()
-  there = next(path for path in (folder, *folder.parents) if path.exists())
-  if not there.is_dir():
-    raise ValueError(f'workdir is {folder}, but {there} is a file; give the path of a folder.')
-  return folder
+  """The absolute path of a folder that files can be written to."""
+  check_folder(workdir, 'workdir')
+  return pathlib.Path(workdir).absolute()
 
 
 def _check(run: Run, workdir: pathlib.Path) -> None:

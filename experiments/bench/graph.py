@@ -24,11 +24,12 @@ from absl import app, flags
 
 import dtp_jax as dtp
 from dtp_jax import models
-from experiments.bench.timing import table, write_csv
+from dtp_jax.train.flags import checked, names_of
+from experiments.bench.timing import define_out, table, write_csv
 
 flags.DEFINE_list('networks', 'resnet152,decoder24', 'Names of NETWORKS.')
-flags.DEFINE_integer('repeats', 5, 'Timed calls of each after the first, >= 2.')
-flags.DEFINE_string('out', 'graph.csv', 'File of the rows.')
+flags.DEFINE_integer('repeats', 5, 'Timed calls of each after the first.', lower_bound=2)
+define_out('graph.csv')
 FLAGS = flags.FLAGS
 
 
@@ -69,6 +70,8 @@ NETWORKS: dict[str, tuple[nn.Module, Any, dict[str, Any]]] = {
   ),
   'decoder24': (Decoder(), jax.ShapeDtypeStruct((2, 128), jnp.int32), {}),
 }
+
+checked('networks', names_of(NETWORKS))
 
 
 def measure(name: str, repeats: int) -> list[dict[str, Any]]:

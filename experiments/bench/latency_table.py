@@ -7,6 +7,7 @@ nanoseconds of each operator at full and at half width, and their sum against th
 the whole dense network.
 """
 
+import pathlib
 import sys
 
 import jax
@@ -20,12 +21,15 @@ from dtp_jax.data import load
 from dtp_jax.graph import trace
 from dtp_jax.train.flags import parse_flags
 from dtp_jax.train.recipe import build_model
+from experiments.bench.timing import define_out
 
 config_flags.DEFINE_config_file('config', None, 'Path of the config, as in configs/mnist_mini.py.')
-flags.DEFINE_string('out', 'latency.json', 'File of the table.')
-flags.DEFINE_integer('batch_size', 64, 'Examples of a call.')
-flags.DEFINE_integer('points', 5, 'Widths on a grid axis, 1 and the full width among them.')
-flags.DEFINE_integer('repeats', 20, 'Timed calls of each operator at each width.')
+define_out('latency.json', 'File of the table.')
+flags.DEFINE_integer('batch_size', 64, 'Examples of a call.', lower_bound=1)
+flags.DEFINE_integer(
+  'points', 5, 'Widths on a grid axis, 1 and the full width among them.', lower_bound=2
+)
+flags.DEFINE_integer('repeats', 20, 'Timed calls of each operator at each width.', lower_bound=2)
 FLAGS = flags.FLAGS
 
 
@@ -50,6 +54,7 @@ def main(argv: list[str]) -> None:
   del argv
   try:
     table, dense = measure(FLAGS.config, FLAGS.batch_size, FLAGS.points, FLAGS.repeats)
+    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
     table.save(FLAGS.out)
   except (ValueError, OSError, ImportError) as error:
     sys.exit(f'{type(error).__name__}: {error}')

@@ -23,13 +23,13 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.bench.timing import table, write_csv
+from experiments.bench.timing import define_out, table, write_csv
 
 flags.DEFINE_string('job', 'configs/mnist_mini.py', 'Path of the config.')
-flags.DEFINE_string('out', 'main_job.csv', 'File of the rows.')
+define_out('main_job.csv')
 flags.DEFINE_string('cache', '', 'Compilation cache to go on with; default: an empty one.')
-flags.DEFINE_integer('at_a_time', 1, 'Runs that a job trains at a time.')
-flags.DEFINE_integer('runs', 2, 'Jobs, each with what those before it compiled.')
+flags.DEFINE_integer('at_a_time', 1, 'Runs that a job trains at a time.', lower_bound=1)
+flags.DEFINE_integer('runs', 2, 'Jobs, each with what those before it compiled.', lower_bound=1)
 FLAGS = flags.FLAGS
 
 PHASES = ('import', 'data', 'build', 'compile', 'train', 'export', 'report')
@@ -99,9 +99,11 @@ def main(argv: list[str]) -> None:
       name = 'warm' if os.path.isdir(cache) else 'cold'
       workdir = os.path.join(folder, str(len(found)))
       begin = time.perf_counter()
-      spent = run(
-        FLAGS.job, workdir, f'--compilation_cache={cache}', f'--processes={FLAGS.at_a_time}'
-      )
+      more = f'--compilation_cache={cache}', f'--processes={FLAGS.at_a_time}'
+      try:
+        spent = run(FLAGS.job, workdir, *more)
+      except RuntimeError as error:
+        sys.exit(str(error))
       wall = time.perf_counter() - begin
       seconds = {f'{phase}_s': round(spent.get(phase, 0.0), 2) for phase in PHASES}
       seconds['import_s'] = round(spent['import'] + wall - spent['total'], 2)  # Python's own start

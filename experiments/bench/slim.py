@@ -15,7 +15,6 @@ Rows of earlier calls stay in the file unless the same is timed again, so that a
 made in pieces; latency tables are kept in --tables.
 """
 
-import csv
 import functools
 import itertools
 import pathlib
@@ -40,20 +39,22 @@ from dtp_jax.budget.widths import Choice, choice
 from dtp_jax.export import onnx
 from dtp_jax.export.signature import Signature
 from dtp_jax.export.stablehlo import stablehlo
+from dtp_jax.files import check_folder, read_table
 from dtp_jax.graph import Graph, Slim
 from dtp_jax.methods.evidence import log_importance
 from dtp_jax.train.compilation import keep_compiled
-from experiments.bench.timing import interleaved, rows, table, where, write_rows
+from dtp_jax.train.flags import checked, names_of, numbers
+from experiments.bench.timing import define_out, interleaved, rows, table, where, write_rows
 
 flags.DEFINE_list('networks', 'resnet20', 'Names of NETWORKS.')
 flags.DEFINE_list('batch_sizes', '1,64', 'Images of a call.')
 flags.DEFINE_list('keeps', '0.75,0.5,0.3,0.15', 'Shares of the MACs.')
 flags.DEFINE_list('runtimes', 'jit', 'jit, stablehlo, onnx.')
-flags.DEFINE_integer('repeats', 11, 'Timed calls of each, interleaved.')
-flags.DEFINE_integer('points', 5, 'Of a latency table, per width.')
-flags.DEFINE_integer('table_repeats', 7, 'Timed calls of each operator of a latency table.')
+flags.DEFINE_integer('repeats', 11, 'Timed calls of each, interleaved.', lower_bound=2)
+flags.DEFINE_integer('points', 5, 'Of a latency table, per width.', lower_bound=2)
+flags.DEFINE_integer('table_repeats', 7, 'Timed calls of each operator of a table.', lower_bound=2)
 flags.DEFINE_string('tables', '', 'Folder of latency tables; measured where they are missing.')
-flags.DEFINE_string('out', 'slim.csv', 'File of the rows.')
+define_out('slim.csv')
 FLAGS = flags.FLAGS
 
 _KEY = ('network', 'batch_size', 'runtime')
@@ -165,6 +166,8 @@ def masks(
         print(f'{case.name}, {way}, {keep}: {error}')
   ranked = Ranked.of(graph, Budget(1.0, of=measured, multiple_of='auto'))
   for keep in keeps:
+    if ('auto', keep) not in found:
+      continue
     least = graph.macs.at(_counts(found['auto', keep]))
     found['latency', keep] = _at_least(ranked, lambda hard: graph.macs.at(_counts(hard)), least)
   return found
@@ -215,6 +218,13 @@ def _onnx(slim: Slim, images: jax.Array, folder: pathlib.Path) -> Callable[[], A
 
 
 RUNTIMES = {'jit': _jit, 'stablehlo': _stablehlo, 'onnx': _onnx}
+
+checked('networks', names_of(NETWORKS))
+checked('batch_sizes', numbers(int, 1, 2**20))
+checked('keeps', numbers(float, 0, 1))
+checked('runtimes', names_of(RUNTIMES))
+checked('tables', lambda folder: check_folder(folder, '--tables') if folder else None)
+checked('out', lambda path: _earlier(pathlib.Path(path)))
 
 
 def measure(
@@ -267,11 +277,15 @@ def add_rows(out: str, found: list[dict[str, Any]]) -> None:
   """Puts rows into a CSV in place of those of the same network, batch size and runtime."""
   path, place = pathlib.Path(out), where()
   new = {tuple(str(row[name]) for name in _KEY) for row in found}
-  old: list[dict[str, Any]] = []
-  if path.exists():
-    with path.open(newline='') as file:
-      old = [row for row in csv.DictReader(file) if tuple(row[n] for n in _KEY) not in new]
+  old = [row for row in _earlier(path) if tuple(row[n] for n in _KEY) not in new]
   write_rows(path, [*old, *({**row, **place} for row in found)])
+
+
+def _earlier(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of earlier calls, see `read_table`."""
+  if not path.exists():
+    return []
+  return read_table(path, _KEY, others=True)
 
 
 if __name__ == '__main__':

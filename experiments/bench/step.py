@@ -27,11 +27,12 @@ from dtp_jax.budget import Budget
 from dtp_jax.graph import trace
 from dtp_jax.prunable import Prunable
 from dtp_jax.train import mesh as meshes
+from dtp_jax.train.flags import checked, names_of
 from dtp_jax.train.stages import Stages
 from dtp_jax.train.state import create_train_state
 from dtp_jax.train.step import Recipe, enter_stage, train_step
 from dtp_jax.trees import paths
-from experiments.bench.timing import interleaved, rows, table, write_csv
+from experiments.bench.timing import define_out, interleaved, rows, table, write_csv
 
 
 class Network(NamedTuple):
@@ -63,9 +64,14 @@ _STARTS = {'dense': 0, 'soft': 1100, 'late soft': 1850, 'hard': 2000}
 flags.DEFINE_list('networks', list(NETWORKS), f'Some of {", ".join(NETWORKS)}.')
 flags.DEFINE_list('granularities', ['channels', 'weights', 'nm'], 'What is pruned.')
 flags.DEFINE_string('method', 'transportation', 'A method of the registry.')
-flags.DEFINE_integer('batch_size', None, "Images of a step; default: the network's own.")
-flags.DEFINE_integer('repeats', 20, 'Timed steps of each, >= 2.')
-flags.DEFINE_string('out', None, 'CSV file of the table.')
+flags.DEFINE_integer(
+  'batch_size', None, "Images of a step; default: the network's own.", lower_bound=1
+)
+flags.DEFINE_integer('repeats', 20, 'Timed steps of each.', lower_bound=2)
+define_out(None)
+checked('networks', names_of(NETWORKS))
+checked('granularities', names_of(('channels', 'weights', 'nm')))
+checked('method', lambda name: names_of(methods.METHODS)([name]))
 FLAGS = flags.FLAGS
 
 
@@ -163,7 +169,7 @@ def _elements(network: Network, variables: Any, granularity: str) -> tuple[Pruna
     kernels = {path: w for path, w in paths(params).items() if w.ndim >= 2 and 'bias' not in path}
     odd = [path for path, w in kernels.items() if w.shape[-2] % 4]
     return prunable.nm(params, 4, exclude=odd), Budget(0.5, scope='row')
-  raise ValueError(f"granularity is {granularity!r}; expected 'channels', 'weights' or 'nm'.")
+  raise AssertionError(granularity)  # a flag has checked it
 
 
 def main(argv: list[str]) -> None:

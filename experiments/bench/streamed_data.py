@@ -27,16 +27,16 @@ from dtp_jax.data import load
 from dtp_jax.data.images import crop_box
 from dtp_jax.data.streamed import Options, Streamed
 from dtp_jax.train.flags import parse_flags
-from experiments.bench.timing import Row, table, write_csv
+from experiments.bench.timing import Row, define_out, table, write_csv
 
 config_flags.DEFINE_config_file('config', None, 'Path of a config whose data set is in memory.')
-flags.DEFINE_integer('image_size', 224, 'Height and width of the crops, in pixels.')
-flags.DEFINE_integer('batch_size', 32, 'Images of a batch.')
-flags.DEFINE_integer('batches', 16, 'Timed batches of a repeat.')
-flags.DEFINE_integer('repeats', 7, 'Repeats, after one to warm up.')
-flags.DEFINE_integer('threads', os.cpu_count() or 1, 'Threads that decode.')
-flags.DEFINE_integer('quality', 90, 'Of the JPEG files.')
-flags.DEFINE_string('out', None, 'CSV file of the table.')
+flags.DEFINE_integer('image_size', 224, 'Height and width of the crops, in pixels.', lower_bound=1)
+flags.DEFINE_integer('batch_size', 32, 'Images of a batch.', lower_bound=1)
+flags.DEFINE_integer('batches', 16, 'Timed batches of a repeat.', lower_bound=1)
+flags.DEFINE_integer('repeats', 7, 'Repeats, after one to warm up.', lower_bound=1)
+flags.DEFINE_integer('threads', os.cpu_count() or 1, 'Threads that decode.', lower_bound=1)
+flags.DEFINE_integer('quality', 90, 'Of the JPEG files.', lower_bound=1, upper_bound=100)
+define_out(None)
 FLAGS = flags.FLAGS
 
 _SIZE, _RECORDS = (500, 375), 256

@@ -13,16 +13,24 @@ from importlib import metadata
 from typing import Any
 
 import jax
+from absl import flags
 
 from dtp_jax.budget.device import device_name
 from dtp_jax.budget.latency.timing import Timing, interleaved
-from dtp_jax.files import write_text
+from dtp_jax.files import check_file, write_text
+from dtp_jax.train.flags import checked
 
-__all__ = ['Row', 'interleaved', 'rows', 'table', 'where', 'write_csv', 'write_rows']
+__all__ = ['Row', 'define_out', 'interleaved', 'rows', 'table', 'where', 'write_csv', 'write_rows']
 
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'dtp-jax')
 
 Row = dict[str, Any]
+
+
+def define_out(default: str | None, what: str = 'CSV file of the table.') -> None:
+  """The flag `out`: a file whose path is tried before anything is timed."""
+  flags.DEFINE_string('out', default, what)
+  checked('out', lambda path: check_file(path, '--out'))
 
 
 def where() -> Row:

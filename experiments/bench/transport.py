@@ -26,18 +26,31 @@ from jax import Array, lax
 
 from dtp_jax import methods, prunable, transport
 from dtp_jax.budget import Budget
-from experiments.bench.timing import interleaved, rows, table, write_csv
+from dtp_jax.train.flags import checked, names_of, numbers
+from experiments.bench.timing import define_out, interleaved, rows, table, write_csv
 
 flags.DEFINE_list('sizes', ['1000', '100000', '1000000', '10000000'], 'Elements n.')
-flags.DEFINE_float('keep', 0.1, 'Kept fraction.')
-flags.DEFINE_float('left', 0.3, 'Softness asked for, of that of the softest mask.')
-flags.DEFINE_integer('repeats', 15, 'Timed calls of each, >= 2.')
+flags.DEFINE_float('keep', 0.1, 'Kept fraction.', lower_bound=0, upper_bound=1)
+flags.DEFINE_float(
+  'left', 0.3, 'Softness asked for, of that of the softest mask.', lower_bound=0, upper_bound=1
+)
+flags.DEFINE_integer('repeats', 15, 'Timed calls of each.', lower_bound=2)
 flags.DEFINE_list('only', [], 'Names of what to time; default: all.')
-flags.DEFINE_string('out', None, 'CSV file of the table.')
+define_out(None)
 FLAGS = flags.FLAGS
 
 _OTT_UP_TO = 65_536
 _DRIFTS = 4  # arrays of scores that the calls go back and forth through
+
+
+def _check_sizes(texts: list[str]) -> None:
+  numbers(int, 4, 2**30)(texts)
+  odd = [text for text in texts if int(text) % 4]
+  if odd:
+    raise ValueError(f'it has {odd[0]!r}; expected multiples of 4')
+
+
+checked('sizes', _check_sizes)
 
 
 def measure(
@@ -58,6 +71,7 @@ def measure(
   if {*only} - {*calls} or not only:
     calls |= _methods(scores[0], keep) | _peers(scores[0], keep)
   if only:
+    names_of([*calls, 'OTT'])(only)
     calls = {name: call for name, call in calls.items() if name in {'bare pass', *only}}
   found = rows({'n': n}, interleaved(calls, repeats=repeats), 'bare pass', repeats)
   for row in found:

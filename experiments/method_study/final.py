@@ -6,19 +6,20 @@ The rows are called what the report calls them; what a short run does not know s
 """
 
 import argparse
-import csv
 import functools
 import hashlib
 import importlib.metadata
 import json
 import pathlib
 import platform
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dtp_jax import models
+from dtp_jax.files import check_folder, read_table
 from dtp_jax.report.rows import COLUMNS, Row, model_key
 from experiments.method_study import rows
 from experiments.method_study.beds import BEDS
@@ -40,6 +41,10 @@ NAMES = {
   'greg': 'greg',
   'l1_uniform': 'l1_uniform',
 }
+_READ = (
+  'bed', 'keep', 'row', 'seed', 'split', 'accuracy', 'dense', 'soft_accuracy', 'requested',
+  'achieved', 'total', 'parameters_left', 'cpu_seconds',
+)  # fmt: skip
 _SHAPES = {'fashion_mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
 _MODELS = {
   'channels': {'name': 'resnet_cifar', 'depth': 8, 'width': 12, 'stem_strides': 2},
@@ -54,10 +59,13 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--command', default='', help='The command that made the CSV.')
   choice = parser.parse_args()
-  with choice.csv.open(newline='') as file:
-    runs = [_row(line, choice.command) for line in csv.DictReader(file)]
   title = 'DTP against its baselines: the final table of the method study'
-  write_folder(choice.out, title, runs, [])
+  try:
+    check_folder(choice.out, '--out')
+    lines = read_table(choice.csv, _READ, others=True)
+    write_folder(choice.out, title, [_row(line, choice.command) for line in lines], [])
+  except (ValueError, OSError, ImportError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
 
 
 def _row(line: dict[str, str], command: str) -> Row:
@@ -66,8 +74,11 @@ def _row(line: dict[str, str], command: str) -> Row:
   Raises:
     ValueError: a row that has no name in tables, or was not evaluated on the test split.
   """
-  if line['split'] != 'test' or line['row'] not in NAMES:
-    raise ValueError(f'{line} is no row of the final table; expected one of {sorted(NAMES)}.')
+  if line['split'] != 'test' or line['row'] not in NAMES or line['bed'] not in BEDS:
+    raise ValueError(
+      f'{line} is no row of the final table; expected the split test, one of {sorted(NAMES)} and '
+      f'one of {sorted(BEDS)}.'
+    )
   spec, row = BEDS[line['bed']], rows.ROWS[line['row']]
   long = {'prune_steps': spec.steps} if spec.steps not in (500, 800) else {}
   accuracy, dense = (float(line[name]) / 100 for name in ('accuracy', 'dense'))

@@ -8,11 +8,14 @@ the first of `--ours` to the row, paired by seed, with its 95 % interval by Stud
 
 import argparse
 import collections
-import csv
+import pathlib
 import statistics
+import sys
 from collections.abc import Iterator, Mapping
 
+from dtp_jax.files import read_table
 from dtp_jax.report.compare import difference
+from dtp_jax.train.flags import names_of
 
 Cell = Mapping[str, Mapping[int, float]]  # {row: {seed: accuracy}}
 
@@ -24,7 +27,13 @@ def main() -> None:
   parser.add_argument('--ours', default='ours', help='The row that is set against the others.')
   parser.add_argument('--rows', default='', help='The rows shown, with commas; all if empty.')
   choice = parser.parse_args()
-  for (bed, keep), cell in sorted(read(choice.csv).items()):
+  try:
+    cells = read(choice.csv)
+    there = dict.fromkeys(name for cell in cells.values() for name in cell)
+    names_of(there)([choice.ours, *(choice.rows.split(',') if choice.rows else ())])
+  except (ValueError, OSError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
+  for (bed, keep), cell in sorted(cells.items()):
     rows = choice.rows.split(',') if choice.rows else list(cell)
     shown = {name: cell[name] for name in rows if name in cell}
     if choice.ours in cell and shown:
@@ -33,14 +42,18 @@ def main() -> None:
 
 
 def read(path: str) -> dict[tuple[str, float], dict[str, dict[int, float]]]:
-  """{(bed, keep): {row: {seed: accuracy}}} of a CSV."""
+  """{(bed, keep): {row: {seed: accuracy}}} of a CSV.
+
+  Raises:
+    ValueError: a file that is not one of the study, or was cut short.
+  """
   cells: dict[tuple[str, float], dict[str, dict[int, float]]] = collections.defaultdict(
     lambda: collections.defaultdict(dict)
   )
-  with open(path, newline='') as file:
-    for line in csv.DictReader(file):
-      cell = cells[line['bed'], float(line['keep'])]
-      cell[line['row']][int(line['seed'])] = float(line['accuracy'])
+  columns = ('bed', 'keep', 'row', 'seed', 'accuracy')
+  for line in read_table(pathlib.Path(path), columns, others=True):
+    cell = cells[line['bed'], float(line['keep'])]
+    cell[line['row']][int(line['seed'])] = float(line['accuracy'])
   return cells
 
 

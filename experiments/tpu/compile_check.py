@@ -19,7 +19,6 @@ travels. Not run on one: none was at hand. The flags leave out work on machine c
 run; the second is jaxlib 0.10's.
 """
 
-import csv
 import itertools
 import pathlib
 import sys
@@ -29,16 +28,27 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from experiments.bench.timing import Row, table, where, write_rows
+from dtp_jax.files import read_table
+from dtp_jax.train.flags import checked, names_of, numbers
+from experiments.bench.timing import Row, define_out, table, where, write_rows
 from experiments.tpu.described import NETWORKS, check, config_of, described
 
 flags.DEFINE_list('networks', list(NETWORKS), f'Some of {", ".join(NETWORKS)}.')
 flags.DEFINE_list('granularities', ['channels', 'weights'], 'What is pruned.')
-flags.DEFINE_integer('devices', 256, 'Described devices.')
+flags.DEFINE_integer('devices', 256, 'Described devices.', lower_bound=1)
 flags.DEFINE_list('model', ['1', '16'], 'Devices along the axis model; the others share batches.')
-flags.DEFINE_integer('batch_size', 1024, 'Examples of a step, of all devices together.')
-flags.DEFINE_string('out', None, 'CSV file of the table; rows are added to it.')
+flags.DEFINE_integer(
+  'batch_size', 1024, 'Examples of a step, of all devices together.', lower_bound=1
+)
+define_out(None, 'CSV file of the table; rows are added to it.')
+checked('networks', names_of(NETWORKS))
+checked('granularities', names_of(('channels', 'weights')))
+checked('model', numbers(int, 1, 2**20))
 FLAGS = flags.FLAGS
+
+_KEY = ('network', 'granularity', 'data', 'model', 'batch_size')
+
+checked('out', lambda path: _rows(path))
 
 
 def main(argv: list[str]) -> None:
@@ -76,8 +86,9 @@ def _rows(path: str | None) -> list[Row]:
   """The rows that are in the file already."""
   if not path or not pathlib.Path(path).exists():
     return []
-  with pathlib.Path(path).open(newline='') as file:
-    return list(csv.DictReader(file))
+  rows: list[Row] = []
+  rows += read_table(pathlib.Path(path), _KEY, others=True)
+  return rows
 
 
 if __name__ == '__main__':

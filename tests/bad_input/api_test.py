@@ -142,6 +142,18 @@ METHODS = {
   'no collections': Case(
     lambda _: pruner().prune(W, {}, 0), ValueError, ("'transport'", 'Pruner.init')
   ),
+  'a step in words': Case(
+    lambda _: pruner().prune(W, START, 'a'), ValueError, ("step is 'a'", '0, 1, ...')
+  ),
+  'half a soft step': Case(
+    lambda _: pruner().prune(W, START, 1.5), ValueError, ('step is 1.5', 'an integer')
+  ),
+  'a step before the first': Case(
+    lambda _: pruner().prune(W, START, -1), ValueError, ('step is -1', '0, 1, ...')
+  ),
+  'steps in an array': Case(
+    lambda _: pruner().prune(W, START, jnp.arange(2)), ValueError, ('[0, 1]', 'an integer')
+  ),
   'collections of another network': Case(
     lambda _: pruner().harden({'transport': {'a': jnp.ones(3)}}), ValueError, ("['a']", "['in']")
   ),
@@ -236,6 +248,12 @@ GRAPHS = {
   ),
   'misspelt norms': Case(
     lambda _: dtp.shrink(graph(), W, {}, norms='refitted'), ValueError, ("'refitted'", "'refit'")
+  ),
+  'a floor in words': Case(
+    lambda _: dtp.shrink(graph(), W, {}, min_keep='1'), ValueError, ("min_keep is '1'", '>= 0')
+  ),
+  'a floor below 0': Case(
+    lambda _: dtp.shrink(graph(), W, {}, min_keep=-1), ValueError, ('min_keep is -1', '>= 0')
   ),
   'no graph to time': Case(
     lambda _: dtp.LatencyTable.measure(W), TypeError, ('is a dict', 'dtp_jax.trace')
@@ -400,6 +418,12 @@ CONFIGS = {
   ),
   'misspelt network': Case(
     config(model__name='leenet'), ValueError, ("model.name is 'leenet'", "'lenet'")
+  ),
+  'a layer of no channel': Case(
+    config(model__features=(0, 4)), ValueError, ('model.features is (0, 4)', '>= 1')
+  ),
+  'a stage of no step': Case(
+    config(data__batch_size=10**6), ValueError, ('stages.dense is', '4,000 examples', '1,000,000')
   ),
   'a field of another network': Case(
     config(model__depth=8), ValueError, ('model.depth', "'features'")

@@ -1,5 +1,6 @@
 """Files and folders that are not what they should be: each is named, and nothing is written."""
 
+import functools
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from dtp_jax.models import CifarResNet, ResNet, from_torch
 from dtp_jax.report import write_report
 from dtp_jax.report.rows import COLUMNS, collect, read_csv, read_published
 from dtp_jax.train.folder import read_config
-from tests.bad_input.table import Case, assert_refused
+from tests.bad_input.table import UNWRITABLE, Case, assert_refused
 
 FLOATS = np.zeros(3, np.float32)
 
@@ -62,6 +63,12 @@ def load_table(place):
 
 TABLES = {
   'not there': Case(load_table, FileNotFoundError, ('table.json', 'LatencyTable.measure')),
+  'to be written over a folder': Case(
+    lambda place: measured().save(place / 'slim'),
+    IsADirectoryError,
+    ('slim', 'Is a directory'),
+    {'slim/a': ''},
+  ),
   'torn': Case(load_table, ValueError, ('table.json', 'cut short'), {'table.json': '{"for'}),
   'bytes': Case(load_table, ValueError, ('table.json', 'not JSON'), {'table.json': b'\xff\xfe\0'}),
   'a list': Case(load_table, ValueError, ('table.json', 'LatencyTable.save'), {'table.json': '[]'}),
@@ -111,9 +118,9 @@ def load_slim(place):
 BATCH = np.ones((2, 3), np.float32)
 
 
-def save_slim(place, name='slim', inputs=(BATCH,)):
+def save_slim(place, name='slim', inputs=(BATCH,), **options):
   graph = dtp.trace(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((2, 3)))
-  export.save_slim(place / name, graph, jnp.ones((3, 2)), {}, inputs)
+  export.save_slim(place / name, graph, jnp.ones((3, 2)), {}, inputs, **options)
 
 
 AGAIN = 'again'
@@ -168,9 +175,29 @@ SLIM_MODELS = {
   ),
   'in a file': Case(
     lambda place: save_slim(place, 'notes.txt/slim'),
-    FileExistsError,
-    ('notes.txt is a file', 'expected a folder'),
+    NotADirectoryError,
+    ('notes.txt is a file', 'path of a folder'),
     {'notes.txt': 'mine'},
+  ),
+  'where nothing can be written': Case(
+    lambda _: save_slim(UNWRITABLE), OSError, (str(UNWRITABLE.parent), 'may write to')
+  ),
+  'arguments in a list': Case(
+    lambda place: save_slim(place, kwargs=['train']), TypeError, ('kwargs is a list', 'a mapping')
+  ),
+  'notes in no mapping': Case(
+    lambda place: save_slim(place, about={'budget': dtp.Budget(0.5)}.items()),
+    TypeError,
+    ('about is a dict_items', 'a mapping'),
+  ),
+  'a note that is no JSON': Case(
+    lambda place: save_slim(place, about={'mask': BATCH}), TypeError, ('ndarray', 'as JSON')
+  ),
+  'a tolerance in words': Case(
+    lambda place: save_slim(place, tolerance='small'), ValueError, ("tolerance is 'small'", '>= 0')
+  ),
+  'a tolerance that is no number': Case(
+    lambda place: save_slim(place, tolerance=float('nan')), ValueError, ('nan', '>= 0')
   ),
   'inputs without a tuple': Case(
     lambda place: save_slim(place, inputs=BATCH),
@@ -332,6 +359,21 @@ CSVS = {
     ('runs.csv', 'line 2', f'{len(COLUMNS)} cells'),
     {'runs.csv': ROW + '\n' + ',' * len(COLUMNS) + '\n'},
   ),
+  'a last line without its end': Case(
+    lambda p: read_csv(p / 'runs.csv'),
+    ValueError,
+    ('runs.csv', 'cut short'),
+    {'runs.csv': ROW + '\n' + ',' * (len(COLUMNS) - 1)},
+  ),
+  'nothing': Case(
+    lambda p: read_csv(p / 'runs.csv'), ValueError, ('runs.csv', '[]', "'data'"), {'runs.csv': ''}
+  ),
+  'a cell without end': Case(
+    lambda p: read_csv(p / 'runs.csv'),
+    ValueError,
+    ('runs.csv', 'field larger'),
+    {'runs.csv': ROW + '\n"' + 'a' * 200_000},
+  ),
   'a figure without a source': Case(
     lambda p: read_published(p / 'p.csv'),
     ValueError,
@@ -352,8 +394,16 @@ def unpack(place, name='mnist'):
   prepare.prepare(name, place / 'raw', place)
 
 
+@functools.cache
+def measured():
+  graph = dtp.trace(lambda w, x: (x @ w) @ w.T, jnp.ones((3, 2)), jnp.ones((2, 3)))
+  return dtp.LatencyTable.measure(graph, points=2, repeats=2)
+
+
 RAW = ('train-images-idx3', 'train-labels-idx1', 't10k-images-idx3', 't10k-labels-idx1')
 DATA = {
+  'a name alone': Case(lambda p: load('mnist_mini'), TypeError, ("'mnist_mini'", "{'name': ")),
+  'no name': Case(lambda p: load({'validation': 3}), TypeError, ("{'validation': 3}", "{'name': ")),
   'misspelt': Case(
     lambda p: load({'name': 'cifra10'}), ValueError, ("'cifra10'", "mean 'cifar10'")
   ),

@@ -13,8 +13,17 @@ from absl import app, flags
 from dtp_jax.train.flags import parse_flags
 
 _PARSERS = {
-  name: {'flags_parser': parse_flags} for name in ('experiments.train', 'experiments.sweep')
+  name: {'flags_parser': parse_flags}
+  for name in (
+    'experiments.train',
+    'experiments.sweep',
+    'experiments.bench.latency_table',
+    'experiments.bench.streamed_data',
+  )
 }
+
+
+UNWRITABLE = pathlib.Path('/proc/out')  # to everyone, root too
 
 
 class Case(NamedTuple):
@@ -47,6 +56,14 @@ def assert_refused(case: Case, place: pathlib.Path) -> None:
   assert all(word in message for word in case.words), message
   assert 'Traceback' not in message
   assert _listing(place) == before
+
+
+def script(module: str, *arguments: Any) -> None:
+  """Runs `python -m module`, one that reads its arguments without absl, in this process."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, 'argv', [module, *map(str, arguments)])
+    patch.delitem(sys.modules, module, raising=False)
+    runpy.run_module(module, run_name='__main__')
 
 
 def command(module: str, *arguments: Any) -> None:

@@ -355,7 +355,7 @@ def test_other_networks_and_odd_arguments_are_refused(graph, table):
     with pytest.raises(ValueError, match=rf'{next(iter(option))} is .* expected an integer >= '):
       LatencyTable.measure(graph, **option)
   single = trace(_net, _weights(), jnp.zeros((1, 4, 4, 3)))
-  with pytest.raises(ValueError, match='traced with one example'):
+  with pytest.raises(ValueError, match='traced with one example, or a product sums over the batch'):
     LatencyTable.measure(single, batch_size=2)
   assert table.cost(single.sizes).total == table.cost(graph.sizes).total
   empty = trace(lambda w, x: x * w, jnp.ones(()), jnp.ones((2, 3)))

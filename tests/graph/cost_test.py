@@ -188,6 +188,31 @@ def test_macs_of_one_example_of_two_inputs(fn, macs):
   assert graph.macs.total == macs
 
 
+def dispatched(w, x):
+  """A mixture of experts: one-hot gates sum over the batch to send examples to experts and back."""
+  sent = jax.nn.one_hot(jnp.argmax(x @ w['gate'], -1), 2)  # (batch, experts)
+  inside = jnp.einsum('be,bf->ef', sent, x)
+  hidden = jax.nn.relu(jnp.einsum('ef,efh->eh', inside, w['in']))
+  return sent @ jnp.einsum('eh,eho->eo', hidden, w['out'])
+
+
+@pytest.mark.parametrize(
+  ('fn', 'batch', 'macs', 'said'),
+  [
+    (dispatched, 4, 4 * (3 * 2 + 2 * 3 + 2 * 5) + 2 * (3 * 8 + 8 * 5), 'of the whole call'),
+    (dispatched, 1, 3 * 2 + 2 * 3 + 2 * 5 + 2 * (3 * 8 + 8 * 5), 'for one example'),
+    (lambda w, x: (x @ w['gate']) @ w['gate'].T, 4, 2 * 3 * 2, 'for one example'),
+    (lambda w, x: w['gate'] @ w['gate'].T * x, None, 3 * 2 * 3, 'of the whole call'),
+  ],
+)
+def test_the_report_says_what_macs_are_of(fn, batch, macs, said):
+  w = {'gate': jnp.ones((3, 2)), 'in': jnp.ones((2, 3, 8)), 'out': jnp.ones((2, 8, 5))}
+  graph = trace(fn, w, jnp.ones((batch, 3)) if batch else jnp.ones(()))
+  assert graph.macs.total == macs
+  assert graph.per_example == (said == 'for one example')
+  assert f'% of {macs:,} MACs {said}' in str(graph)
+
+
 def test_statistics_of_nnx_are_no_parameters():
   """The whole state of a module, keys of its dropout too; against the count of its nnx.Param."""
 

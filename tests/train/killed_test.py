@@ -205,7 +205,8 @@ def test_a_full_and_a_read_only_disk_are_named_and_the_last_checkpoint_is_intact
   assert f'the last complete one is {disk}/run/checkpoints/{steps(disk / "run")[-1]}.' in told
   small_disk('remount,ro')
   told = told_by(1)
-  assert f"Read-only file system: '{disk}/run" in told
+  assert f'workdir is {disk}/run, but nothing can be written' in told
+  assert '(Read-only file system)' in told
   small_disk('remount,rw,size=100m')
   told_by(0)
   assert_same(disk / 'run', whole)

@@ -54,6 +54,14 @@ def test_processes_must_be_positive(tmp_path):
     runner.run_all([], tmp_path, processes=0)
 
 
+def test_more_processes_than_runs_do_not_keep_it_from_ending(tmp_path):
+  """Their places are more than a pipe holds, and nobody takes them out."""
+  program = (
+    f'from dtp_jax.train import runner; runner.run_all([], {str(tmp_path)!r}, processes=9999)'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, timeout=60)
+
+
 def test_a_host_without_a_device_is_named(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'abacus')
   with pytest.raises(OSError, match=r'finds no device on this host: .*abacus'):

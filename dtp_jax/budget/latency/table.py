@@ -251,8 +251,9 @@ def _batch_size(graph: Graph, batch_size: Any) -> int:
     raise ValueError(f'batch_size is {batch!r}; expected an integer >= 1.')
   if graph.batch_size == 1 and batch != 1:
     raise ValueError(
-      f'batch_size is {batch}, but the graph was traced with one example and knows no batch axis; '
-      'trace it with two or more examples.'
+      f'batch_size is {batch}, but the graph knows no batch axis: it was traced with one example, '
+      'or a product sums over the batch. Trace it with two or more examples, or leave batch_size '
+      'out.'
     )
   return batch
 
