@@ -14,7 +14,8 @@ from dtp_jax import models
 from dtp_jax.data import load, order
 from dtp_jax.data.images import normalise
 from dtp_jax.graph import Graph, trace
-from dtp_jax.prunable import Prunable, channels, weights
+from dtp_jax.prunable import Prunable, channels, nm, weights
+from dtp_jax.trees import paths
 from experiments.method_study import nets
 
 __all__ = ['BEDS', 'Bed', 'Spec', 'apply', 'cross_entropy', 'optimizer']
@@ -22,6 +23,7 @@ __all__ = ['BEDS', 'Bed', 'Spec', 'apply', 'cross_entropy', 'optimizer']
 _DENSE_BATCH = 128
 _CROP = 2  # pixels of padding
 _AT_A_TIME = 500  # images of an evaluation step
+_ROW = 4  # weights of a row of N:M
 
 
 class Spec(NamedTuple):
@@ -29,7 +31,7 @@ class Spec(NamedTuple):
 
   Attributes:
     data: name of the data set.
-    granularity: 'channels' of a ResNet-8 or 'weights' of LeNet-5.
+    granularity: 'channels' of a ResNet-8, 'weights' of LeNet-5, or 'nm', its rows of 4 weights.
     dense_steps: steps of the dense stage, of 128 images.
     steps: steps of the soft and the hard stage together, of 64 images.
     validation: training images held out from training, whatever split is evaluated.
@@ -52,6 +54,8 @@ BEDS = {
   'cifar_channels': Spec('cifar10', 'channels', 1000, 500),
   'fashion_weights': Spec('fashion_mnist', 'weights', 700, 800),
   'cifar_weights': Spec('cifar10', 'weights', 1000, 800),
+  'fashion_nm': Spec('fashion_mnist', 'nm', 700, 800),
+  'cifar_nm': Spec('cifar10', 'nm', 1000, 800),
   'cifar_channels_long': Spec('cifar10', 'channels', 1000, 1500),
   # From random weights.
   'cifar_channels_scratch': Spec('cifar10', 'channels', 0, 1500),
@@ -94,7 +98,13 @@ class Bed:
 
   def elements(self, **options: Any) -> Prunable:
     """What can be pruned."""
-    return weights(self._abstract) if self.graph is None else channels(self.graph, **options)
+    if self.graph is not None:
+      return channels(self.graph, **options)
+    if self.spec.granularity == 'weights':
+      return weights(self._abstract)
+    kernels = {path: w for path, w in paths(self._abstract).items() if w.ndim > 1}
+    uneven = [path for path, w in kernels.items() if w.shape[-2] % _ROW]
+    return nm(self._abstract, _ROW, exclude=uneven)
 
   def batches(self, size: int, *, seed: int, stream: int) -> Iterator[tuple[Any, Any]]:
     """Endless (images uint8, labels): crops of the padded image, mirrored for CIFAR."""
@@ -130,7 +140,8 @@ class Bed:
 
   def dense(self, seed: int) -> tuple[Any, Any]:
     """Parameters and statistics of the dense network of a seed, trained once and kept."""
-    name = f'{self.spec.data}_{self.spec.granularity}_{self.spec.dense_steps}_{seed}.npz'
+    network = 'channels' if self.spec.granularity == 'channels' else 'weights'
+    name = f'{self.spec.data}_{network}_{self.spec.dense_steps}_{seed}.npz'
     path = None if self._cache is None else self._cache / name
     structure = jax.tree.structure(_parts(self._init(seed)))
     if path is None or not path.exists():

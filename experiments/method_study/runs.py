@@ -165,7 +165,8 @@ def _soft_stage(bed: Bed, keep: float, text: str) -> tuple[Pruner, Any, int, Cal
   elements = bed.elements(**row.elements)
   at_once = row.method in methods.METHODS and methods.one_shot(row.method)
   steps = 0 if at_once else round(row.soft * bed.spec.steps)
-  budget = Budget(keep, of=of, scope=row.scope)
+  scope = 'row' if bed.spec.granularity == 'nm' else row.scope
+  budget = Budget(keep, of=of, scope=scope)
   pruner = _pruner(row, elements, budget, max(1, steps))
   scores = None
   if pruner.score_optimizer is None:
