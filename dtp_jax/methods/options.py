@@ -34,8 +34,9 @@ def check_steps(steps: int) -> None:
 
 
 def check_step(step: Any) -> None:
-  """Raises ValueError unless `step` is one of the soft stage, an integer, traced or not."""
-  known = isinstance(step, int | np.integer)
+  """Raises ValueError unless `step` is one of the soft stage: a number >= 0, or traced as one."""
+  known = isinstance(step, int | float | np.number)
   array = isinstance(step, jax.Array | np.ndarray) and jnp.shape(step) == ()
-  if not (0 <= step < 2**31 if known else array and jnp.issubdtype(step.dtype, jnp.integer)):
-    raise ValueError(f'step is {step!r}; expected the soft step 0, 1, ..., an integer.')
+  number = array and jnp.issubdtype(step.dtype, jnp.number)
+  if not (0 <= step < 2**31 if known else number):  # pyright: ignore[reportOperatorIssue]
+    raise ValueError(f'step is {step!r}; expected the soft step 0, 1, ..., a number.')

@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from dtp_jax.transport import hardening_epsilon
+from dtp_jax.files import check_folder
+from dtp_jax.train.flags import checked, numbers
+from dtp_jax.transport import hardening_epsilon, softness
 from experiments.method_study.beds import BEDS, Bed
-from experiments.method_study.plans import append
+from experiments.method_study.plans import append, check_out
 from experiments.method_study.runs import Row, search
 
 flags.DEFINE_string('out', None, 'CSV that is appended to.', required=True)
@@ -30,6 +32,12 @@ flags.DEFINE_list('lengths', ['100', '300', '1000'], 'Steps after which the mask
 flags.DEFINE_list('keeps', ['0.02', '0.1'], 'Fractions of the weights.')
 flags.DEFINE_list('rates', ['0.01'], "Adam's learning rate of the scores.")
 flags.DEFINE_enum('bed', 'cifar_weights', sorted(BEDS), 'Data and network.')
+checked('out', lambda path: check_out(path, ('bed', 'length', 'seed')))
+checked('cache', lambda folder: check_folder(folder, '--cache'))
+checked('seeds', numbers(int, 0, 2**31))
+checked('keeps', numbers(float, 0, 1))
+checked('lengths', numbers(int, 1, 2**31))
+checked('rates', numbers(float, 0, 1))
 FLAGS = flags.FLAGS
 
 _SOFTNESS = 0.01
@@ -38,8 +46,7 @@ _LONGER = 2  # times the length, after which a mask is said to stay soft
 
 @jax.jit
 def _softness(masks: dict[str, jax.Array]) -> jax.Array:
-  leaves = jax.tree.leaves(masks)
-  return sum(jnp.sum(4 * m * (1 - m)) for m in leaves) / sum(m.size for m in leaves)
+  return softness(jnp.concatenate([m.ravel() for m in jax.tree.leaves(masks)]))
 
 
 def main(argv: list[str]) -> None:
@@ -54,18 +61,18 @@ def main(argv: list[str]) -> None:
       epsilon = hardening_epsilon(
         length, keep=float(keep), spread=spread, growth=1.5, softness=_SOFTNESS
       )
-      softness: list[float] = []
+      seen: list[Any] = []
       row = Row(
         'transportation',
         {'preset': 'paper', 'epsilon': epsilon},
         soft=1.0,
         scores=('adam', {'learning_rate': float(rate)}),
       )
-      search(bed, float(keep), row, seed, lambda _, m, seen=softness: seen.append(_softness(m)))
-      hard = [t + 1 for t, s in enumerate(softness) if s <= _SOFTNESS]
+      search(bed, float(keep), row, seed, lambda _, m, seen=seen: seen.append(_softness(m)))
+      hard = [t + 1 for t, s in enumerate(seen) if s <= _SOFTNESS]
       line: dict[str, Any] = {'bed': FLAGS.bed, 'length': length, 'keep': keep, 'rate': rate}
       line |= {'epsilon': f'{epsilon:.4g}', 'seed': seed}
-      line |= {'hard_after': hard[0] if hard else '', 'at_length': f'{softness[length - 1]:.4g}'}
+      line |= {'hard_after': hard[0] if hard else '', 'at_length': f'{seen[length - 1]:.4g}'}
       print(line, flush=True)
       append(pathlib.Path(FLAGS.out), line)
 

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax import Array, lax
 
+from dtp_jax.files import check_folder
+from dtp_jax.train.flags import checked, names_of, numbers
 from experiments.method_study import nets, rows
 from experiments.method_study.beds import BEDS, Bed, apply
-from experiments.method_study.plans import append
+from experiments.method_study.plans import append, check_out
 from experiments.method_study.runs import Searched, search
 
 flags.DEFINE_string('out', None, 'CSV that is appended to.', required=True)
@@ -32,6 +34,11 @@ flags.DEFINE_string('cache', 'runs/method_study', 'Folder of dense networks and 
 flags.DEFINE_list('seeds', ['0', '1', '2', '3'], 'Seeds.')
 flags.DEFINE_list('rows', ['ours_soft0.5', 'spartan_soft0.5'], 'Rows.')
 flags.DEFINE_list('keeps', ['0.3', '0.15', '0.1'], 'Fractions of the MACs.')
+checked('out', lambda path: check_out(path, ('keep', 'row', 'seed')))
+checked('cache', lambda folder: check_folder(folder, '--cache'))
+checked('seeds', numbers(int, 0, 2**31))
+checked('keeps', numbers(float, 0, 1))
+checked('rows', names_of(rows.ROWS))
 FLAGS = flags.FLAGS
 
 _IMAGES = 1024  # of the regression

@@ -145,14 +145,14 @@ METHODS = {
   'a step in words': Case(
     lambda _: pruner().prune(W, START, 'a'), ValueError, ("step is 'a'", '0, 1, ...')
   ),
-  'half a soft step': Case(
-    lambda _: pruner().prune(W, START, 1.5), ValueError, ('step is 1.5', 'an integer')
+  'a step that is no number': Case(
+    lambda _: pruner().prune(W, START, float('nan')), ValueError, ('step is nan', 'a number')
   ),
   'a step before the first': Case(
     lambda _: pruner().prune(W, START, -1), ValueError, ('step is -1', '0, 1, ...')
   ),
   'steps in an array': Case(
-    lambda _: pruner().prune(W, START, jnp.arange(2)), ValueError, ('[0, 1]', 'an integer')
+    lambda _: pruner().prune(W, START, jnp.arange(2)), ValueError, ('[0, 1]', 'a number')
   ),
   'collections of another network': Case(
     lambda _: pruner().harden({'transport': {'a': jnp.ones(3)}}), ValueError, ("['a']", "['in']")
