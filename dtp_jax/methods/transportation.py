@@ -81,11 +81,12 @@ def evidential(
       rho_t falls from 0.9 to the budget along a cubic, over `ramp` of the soft stage,
       S_t = S_rest(rho_t) max(0.01, 1 - (t + 1) / (deadline steps))
 
-  with S_rest the softness of the softest mask of that budget. The gradient reaches the weights
-  through the mask as well, as in Spartan (arXiv:2205.14107): with log-odds in proportion to log |w|
-  the masked weight of an element near the threshold is a power of w (as in arXiv:2110.00296). Only
-  a part of that derivative is kept: the gain multiplies it, and whole it made one of eight long
-  soft stages diverge.
+  with S_rest the softness of the softest mask of that budget. Rows of an array that are budgets of
+  their own share the temperature and have a dual each (`transport.anneal_rows`). The gradient
+  reaches the weights through the mask as well, as in Spartan (arXiv:2205.14107): with log-odds in
+  proportion to log |w| the masked weight of an element near the threshold is a power of w (as in
+  arXiv:2110.00296). Only a part of that derivative is kept: the gain multiplies it, and whole it
+  made one of eight long soft stages diverge.
 
   Start from a trained network. The evidence reads a large gradient as importance, which is true
   where gradients are noise about a minimum and false far away from one.
