@@ -115,6 +115,7 @@ ROWS: dict[str, Row] = {
     for x in (0.5, 0.7)
   },
   'rigl_erk_soft0.5': Row('rigl', soft=0.5, scope='erk'),
+  'rigl_erk_decay0.9_every0.1_soft0.7': Row('rigl', {'decay': 0.9, 'every': 0.1}, 0.7, scope='erk'),
   # Baselines at other options.
   **{f'spartan_beta{b}': Row('spartan', {'beta': (1.0, float(b))}) for b in (5, 10, 50)},
   'spartan_beta5_50': Row('spartan', {'beta': (5.0, 50.0)}),
