@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import models
-from experiments.method_study import nets, rows, runs
+from experiments.method_study import consumers, nets, rows, runs
 from experiments.method_study.beds import Bed, Spec
 from experiments.method_study.plans import append, done, jobs
 
@@ -79,3 +79,32 @@ def test_a_plan_is_resumed(tmp_path):
   assert done(path) == set()
   append(path, {'bed': 'b', 'keep': 0.2, 'options': rows.ROWS['ours'].text, 'seed': 3})
   assert done(path) == {('b', 0.2, rows.ROWS['ours'].text, 3)}
+
+
+@pytest.mark.parametrize('strides', [1, 2])
+def test_the_windows_of_a_layer_are_what_its_kernel_reads(strides):
+  x, kernel = (
+    jax.random.normal(jax.random.key(i), s) for i, s in ((0, (2, 6, 6, 3)), (1, (3, 3, 3, 5)))
+  )
+  layout = ('NHWC', 'HWIO', 'NHWC')
+  y = jax.lax.conv_general_dilated(x, kernel, (strides,) * 2, 'SAME', dimension_numbers=layout)
+  read = consumers.windows(nets.Layer(x, strides=strides), kernel)
+  found = read @ kernel.transpose(2, 0, 1, 3).reshape(-1, 5)
+  np.testing.assert_allclose(
+    found, (y - y.mean((0, 1, 2), keepdims=True)).reshape(-1, 5), atol=1e-5
+  )
+
+
+def test_an_updated_layer_gives_what_it_gave_as_nearly_as_least_squares_can():
+  """Two of five inputs are gone, which the others tell in part."""
+  mixed = jax.random.normal(jax.random.key(0), (400, 5)) @ jax.random.normal(
+    jax.random.key(1), (5, 5)
+  )
+  wanted = mixed - mixed.mean(0, keepdims=True)
+  given = wanted.at[:, 3:].set(0)
+  kernel = jax.random.normal(jax.random.key(2), (5, 2))
+  moved = kernel + consumers.correction(given, wanted, kernel)
+  best = np.linalg.lstsq(given, wanted @ kernel, rcond=None)[0]
+  np.testing.assert_allclose(given @ moved, given @ best, atol=0.1)
+  np.testing.assert_allclose(moved[3:], kernel[3:], atol=1e-6)
+  np.testing.assert_allclose(consumers.correction(wanted, wanted, kernel), 0, atol=1e-6)

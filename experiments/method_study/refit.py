@@ -18,14 +18,13 @@ from operator import getitem
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
-from jax import Array, lax
 
 from dtp_jax.files import check_folder
 from dtp_jax.train.flags import checked, names_of, numbers
 from experiments.method_study import nets, rows
 from experiments.method_study.beds import BEDS, Bed, apply
+from experiments.method_study.consumers import correction, windows
 from experiments.method_study.plans import append, check_out
 from experiments.method_study.runs import Searched, search
 
@@ -42,7 +41,6 @@ checked('rows', names_of(rows.ROWS))
 FLAGS = flags.FLAGS
 
 _IMAGES = 1024  # of the regression
-_RIDGE = 1e-3  # of the mean square of a layer's inputs
 _BATCHES = 20  # that statistics are estimated on
 
 
@@ -86,8 +84,8 @@ def _refitted(bed: Bed, found: Searched, images: Any) -> Any:
     layer = functools.reduce(getitem, path.split('/'), params)
     kernel = layer['kernel']
     after = _read(bed, found, params, found.hard, images)[path]
-    wanted, given = (_windows(read, kernel) for read in (before, after))
-    layer['kernel'] = kernel + _correction(given, wanted, kernel)
+    wanted, given = (windows(read, kernel) for read in (before, after))
+    layer['kernel'] = kernel + correction(given, wanted, kernel)
   return params
 
 
@@ -96,28 +94,6 @@ def _read(bed: Bed, found: Searched, params: Any, masks: Any, images: Any) -> di
   seen: dict[str, nets.Layer] = {}
   nets.resnet(apply(bed, params, masks), found.stats, bed.normalised(images), True, seen)
   return seen
-
-
-def _windows(layer: nets.Layer, kernel: Array) -> Array:
-  """(places, inputs of the kernel), each less its mean, which the next normalisation takes away."""
-  x = layer.inputs
-  if x.ndim == 4:
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    sides, strides = kernel.shape[:2], (layer.strides,) * 2
-    x = lax.conv_general_dilated_patches(x, sides, strides, layer.padding, dimension_numbers=layout)
-  x = x.reshape(-1, x.shape[-1])
-  return x - x.mean(0, keepdims=True)
-
-
-def _correction(given: Array, wanted: Array, kernel: Array) -> Array:
-  """D that makes given (W + D) closest to wanted W, with a ridge, in the shape of the kernel W."""
-  order = (2, 0, 1, 3) if kernel.ndim == 4 else (0, 1)  # of windows: channels before places
-  weights = kernel.transpose(order).reshape(-1, kernel.shape[-1])
-  gram = given.T @ given
-  ridge = _RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
-  found = jnp.linalg.solve(gram + ridge, given.T @ ((wanted - given) @ weights))
-  back = [kernel.shape[i] for i in order]
-  return found.reshape(back).transpose([order.index(i) for i in range(len(order))])
 
 
 if __name__ == '__main__':
