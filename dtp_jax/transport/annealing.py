@@ -30,7 +30,8 @@ _LAST = {'all': (3e-4, 3e-3), 'sampled': (2e-3, 4e-3)}
 # and for a bound.
 _NEAR, _CLOSE = 0.5, 0.01
 _GUESSED_FROM = 2**14  # elements that tell where the last step left the plan
-_ITERATIONS = 80  # enough for bisection alone
+# Of the gain; and of all, which leaves enough for bisection alone to bring home the budget.
+_MOVES, _ITERATIONS = 70, 110
 
 
 class _Plan(NamedTuple):
@@ -140,13 +141,13 @@ def _solve(
     middle = 0.5 * (soft + hard)
     aimed = jnp.where((aimed <= soft) & (soft > least), middle, jnp.maximum(aimed, soft))
     aimed = jnp.where((aimed >= hard) & (hard < most), middle, jnp.minimum(aimed, hard))
-    move = jnp.where(near, aimed - plan.log_gain, 0.0)
+    move = jnp.where(near & (now.i < _MOVES), aimed - plan.log_gain, 0.0)
 
     met = (jnp.abs(over) <= tolerance[0]) & (jnp.abs(shift) <= 0.5 * _CLOSE)
     met |= jnp.abs(shift) <= 4 * jnp.finfo(scores.dtype).eps  # no closer in this precision
     enough = jnp.abs(softer) <= tolerance[1]
     enough |= (softer <= 0) & (plan.log_gain <= least) | (softer > 0) & (plan.log_gain >= most)
-    enough |= hard - soft <= 1e-4
+    enough |= (hard - soft <= 1e-4) | (now.i >= _MOVES)
     following = _moved(plan, shift - pull * move, move)
     stays = move == 0
     from_below, from_above = reach(following)

@@ -168,3 +168,13 @@ def test_a_threshold_far_from_all_scores_on_the_way_is_no_nan():
   mask, _ = _anneal(scores, state, 0.5, 0.41666666)
   np.testing.assert_allclose(np.mean(mask), 0.5, rtol=1e-5)
   np.testing.assert_allclose(_softness(mask), 0.41666666, rtol=5e-3)
+
+
+def test_many_short_problems_keep_their_budgets():
+  """Where two scores of four nearly tie, the gain is sought longest."""
+  scores = _scores(20_000, 4) + np.float32(0.15) * _scores(20_000, 4, seed=1)
+  state = np.zeros_like(scores)
+  for ceiling in (0.9, 0.2, 0.01):
+    mask, state = _anneal(scores, state, 0.5, ceiling)
+    np.testing.assert_allclose(np.mean(np.asarray(mask, np.float64), axis=1), 0.5, rtol=1e-3)
+    assert np.mean(_softness(mask) > 1.01 * ceiling) < 1e-3
