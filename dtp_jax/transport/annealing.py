@@ -20,7 +20,7 @@ from jax import Array, lax
 from dtp_jax.transport.columns import Column, logit
 from dtp_jax.transport.solve import MAX_LOG_ODDS, finite_range, mask_of, rate
 
-__all__ = ['annealed']
+__all__ = ['Plan', 'annealed', 'moved']
 
 _MARGIN = 1e-3  # relative: the ceiling is met from below
 # Residuals (logit of the budget, log of the softness) after which one step more is the last: Newton
@@ -34,14 +34,15 @@ _GUESSED_FROM = 2**14  # elements that tell where the last step left the plan
 _MOVES, _ITERATIONS = 70, 110
 
 
-class _Plan(NamedTuple):
-  """Log kappa, c and nu."""
+class Plan(NamedTuple):
+  """Log kappa, c and nu, which broadcast against scores."""
 
   log_gain: Array
   centre: Array
   dual: Array
 
   def log_odds(self, scores: Array) -> Array:
+    """Z, of the shape of the scores."""
     return jnp.exp(self.log_gain) * (scores - self.centre) + self.dual
 
 
@@ -57,7 +58,7 @@ class _Search(NamedTuple):
   """
 
   i: Array
-  plan: _Plan
+  plan: Plan
   soft: Array
   hard: Array
   below: Array
@@ -91,7 +92,7 @@ def _solve(
   top: Array,
   least: Array,
   ceiling: Array,
-) -> _Plan:
+) -> Plan:
   rho, least, ceiling = (jnp.broadcast_to(x, bottom.shape) for x in (rho, least, ceiling))
   thin = column.thinning(scores.shape[-1])
   sample, few = scores[..., ::thin], column.thinned(thin)
@@ -101,7 +102,7 @@ def _solve(
   aim, tiny = logit(rho), jnp.finfo(scores.dtype).tiny
   low, high = column.reach(rho)
 
-  def reach(plan: _Plan) -> tuple[Array, Array]:
+  def reach(plan: Plan) -> tuple[Array, Array]:
     return low - plan.log_odds(top), high - plan.log_odds(bottom)
 
   def iterate(now: _Search) -> _Search:
@@ -148,7 +149,7 @@ def _solve(
     enough = jnp.abs(softer) <= tolerance[1]
     enough |= (softer <= 0) & (plan.log_gain <= least) | (softer > 0) & (plan.log_gain >= most)
     enough |= (hard - soft <= 1e-4) | (now.i >= _MOVES)
-    following = _moved(plan, shift - pull * move, move)
+    following = moved(plan, shift - pull * move, move)
     stays = move == 0
     from_below, from_above = reach(following)
     return _Search(
@@ -182,7 +183,7 @@ def _solve(
 
 
 @_solve.defjvp
-def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_Plan, _Plan]:
+def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Plan, Plan]:
   """The gain is held: the derivative is that of the dual alone, as in `solve`."""
   scores, _, column, *_ = primals
   ds, drho, dcolumn, *_ = tangents
@@ -194,18 +195,18 @@ def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_P
   curvature = rate(column, m, d)
   hard = curvature <= jnp.finfo(m.dtype).tiny
   dual = jnp.where(hard, 0.0, (drho - spent) / jnp.where(hard, 1.0, curvature))
-  return plan, _Plan(jnp.zeros_like(dual), jnp.zeros_like(dual), dual)
+  return plan, Plan(jnp.zeros_like(dual), jnp.zeros_like(dual), dual)
 
 
-def _moved(plan: _Plan, shift: Array, move: Array) -> _Plan:
+def moved(plan: Plan, shift: Array, move: Array) -> Plan:
   """The plan whose log-odds are exp(move) z + shift, but for the order of `move`; centred again."""
   gain = jnp.exp(plan.log_gain + move)
   dual = plan.dual * jnp.exp(move) + shift
   centre = plan.centre - dual / gain
-  return _Plan(plan.log_gain + move, centre, dual + gain * (centre - plan.centre))
+  return Plan(plan.log_gain + move, centre, dual + gain * (centre - plan.centre))
 
 
-def _guess(scores: Array, state: Array, rho: Array, least: Array) -> _Plan:
+def _guess(scores: Array, state: Array, rho: Array, least: Array) -> Plan:
   """The plan that the last log-odds came from, by regression of the scores on them."""
 
   def mean(x: Array) -> Array:
@@ -217,4 +218,4 @@ def _guess(scores: Array, state: Array, rho: Array, least: Array) -> _Plan:
   warm = (slope > 0) & (slope < 2 * jnp.exp(-least))
   centre = jnp.where(warm, at - was * slope, at)
   log_gain = jnp.where(warm, -jnp.log(jnp.where(warm, slope, 1.0)), least)
-  return _Plan(log_gain, centre, jnp.where(warm, 0.0, logit(rho)))
+  return Plan(log_gain, centre, jnp.where(warm, 0.0, logit(rho)))

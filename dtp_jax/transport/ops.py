@@ -302,7 +302,7 @@ def anneal_rows(
   have a gain each, and where two scores all but tie at the threshold of a short row it grows
   without bound, with the derivative. Here such a row stays soft beside others that are hard. What a
   row uses is off by less than 1e-3 of keep once a run goes on from its own state; the ceiling is
-  met from below, within some per cent.
+  met within some per cent.
 
   The derivative is that of `soft_topk` with the gain held.
 

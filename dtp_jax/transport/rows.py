@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dtp_jax.transport.annealing import Plan, moved
 from dtp_jax.transport.columns import logit
 from dtp_jax.transport.solve import MAX_LOG_ODDS, finite_range, mask_of
 
@@ -28,33 +29,25 @@ _SHORT = 16  # elements of a row whose order is found by comparing all pairs
 _MARGIN = 1e-3  # relative: the ceiling is met from below
 # Residuals (of the budget, relative to rho (1 - rho); log of the softness) after which one Newton
 # step more is the last; and the error of the latter up to which it tells a gain.
-_LAST, _ENOUGH, _TRUSTED = 5e-4, 4e-3, 5e-2
+_LAST, _ENOUGH, _TRUSTED = 5e-4, 1e-3, 5e-2
+_FAR = 0.5  # log-odds that a row which is met moves by at most
 _MOVES, _ITERATIONS = 20, 100  # of the gain, and of all
 _GUESSED_FROM = 2**12  # rows that tell the gain of the last step
-
-
-class _Plan(NamedTuple):
-  """Log kappa, (), and the thresholds c, (rows,)."""
-
-  log_gain: Array
-  thresholds: Array
-
-  def log_odds(self, scores: Array) -> Array:
-    return jnp.exp(self.log_gain) * (scores - self.thresholds[None])
 
 
 class _Search(NamedTuple):
   """Where the search is.
 
   Attributes:
-    plan: the present one.
+    plan: the present one: a gain (), and for each row a threshold c, where float32 is finest, and
+      what that leaves of its dual, (1, rows).
     soft, hard: log-gains known to be too soft and hard enough, or the limits, ().
-    below, above: shifts of the log-odds between which the budget is met at this gain, (rows,).
+    below, above: shifts of the log-odds between which the budget is met at this gain, (1, rows).
     done: whether the plan is final.
   """
 
   i: Array
-  plan: _Plan
+  plan: Plan
   soft: Array
   hard: Array
   below: Array
@@ -80,40 +73,43 @@ def annealed_rows(
 @jax.custom_jvp
 def _solve(
   scores: Array, rho: Array, state: Array, span: Array, least: Array, ceiling: Array
-) -> _Plan:
+) -> Plan:
   tiny = jnp.finfo(scores.dtype).tiny
   eps = jnp.finfo(scores.dtype).eps
   # Below 1e-6 a mask is hard for every purpose; it keeps the logarithm finite.
   target = jnp.log(jnp.maximum(ceiling, 1e-6)) - _MARGIN
   most = jnp.maximum(least, jnp.log(MAX_LOG_ODDS / jnp.maximum(span, tiny)))
   aim, unit = logit(rho), rho * (1 - rho) + tiny
-  first, last = jnp.max(scores, axis=0), jnp.min(scores, axis=0)
+  first, last = jnp.max(scores, axis=0, keepdims=True), jnp.min(scores, axis=0, keepdims=True)
 
-  def reach(plan: _Plan) -> tuple[Array, Array]:
-    gain = jnp.exp(plan.log_gain)
-    return aim - gain * (first - plan.thresholds), aim - gain * (last - plan.thresholds)
+  def reach(plan: Plan) -> tuple[Array, Array]:
+    return aim - plan.log_odds(first), aim - plan.log_odds(last)
 
   def iterate(now: _Search) -> _Search:
     plan = now.plan
     z = plan.log_odds(scores)
     m = jax.nn.sigmoid(z)
     d = m * (1 - m)
-    over, slope = jnp.mean(m, axis=0) - rho, jnp.mean(d, axis=0)
+    over, slope = _mean(m) - rho, _mean(d)
     below, above = jnp.where(over > 0, now.below, 0.0), jnp.where(over > 0, 0.0, now.above)
     newton = -over / (slope + tiny)
-    pays = (newton >= below) & (newton <= above) & ((now.i < _MOVES) | (now.i % 2 == 0))
-    shift = jnp.where(pays, newton, 0.5 * (below + above))
+    close = jnp.abs(over) <= _LAST * unit
+    # Newton inside of the bracket, else bisection. A row that is met is at the end of its bracket
+    # and only moves as far as its slope can tell: that of a hard one tells nothing.
+    searched = (newton >= below) & (newton <= above) & ((now.i < _MOVES) | (now.i % 2 == 0))
+    shift = jnp.where(searched, newton, 0.5 * (below + above))
+    shift = jnp.where(close, jnp.where(jnp.abs(newton) <= _FAR, newton, 0.0), shift)
+    met = close | (jnp.abs(shift) <= 4 * eps)
     bend = d * (1 - 2 * m)
     total = jnp.mean(slope) + tiny
-    met = (jnp.abs(over) <= _LAST * unit) | (jnp.abs(shift) <= 4 * eps)
     # What a shift leaves of the softness that is told to first order in it.
     untold = jnp.mean(slope * jnp.clip(shift, -1, 1) ** 2) / total
     trusted = untold <= _TRUSTED
 
     # The softness at the thresholds that this step aims at; then along the budget with the gain.
-    tilt = jnp.mean(bend, axis=0)
+    tilt = _mean(bend)
     softer = jnp.log(4 * total) - target + jnp.mean(tilt * jnp.clip(shift, -1, 1)) / total
-    pull = jnp.mean(d * z, axis=0) / (slope + tiny)
+    pull = _mean(d * z) / (slope + tiny)
     by_gain = (jnp.mean(bend * z) - jnp.mean(tilt * pull)) / total
     soft = jnp.where(trusted & (softer > _ENOUGH), plan.log_gain, now.soft)
     hard = jnp.where(trusted & (softer < -_ENOUGH), plan.log_gain, now.hard)
@@ -124,12 +120,11 @@ def _solve(
     enough = (jnp.abs(softer) <= _ENOUGH) & (untold <= _ENOUGH)
     enough |= (softer <= 0) & (plan.log_gain <= least) | (softer > 0) & (plan.log_gain >= most)
     enough |= (hard - soft <= 1e-4) | (now.i >= _MOVES)
-    # Each change of the gain widens what rows are bracketed by, so it stays once it is met, and in
-    # any case in the end: then every other step is a bisection of the rows that lag behind.
-    moves = trusted & ~(enough & ~jnp.all(met)) & (now.i < _MOVES)
-    move = jnp.where(moves, aimed - plan.log_gain, 0.0)
+    # Each change of the gain widens what rows are bracketed by: it stays once it is met, and in any
+    # case in the end, when every other step is a bisection of the rows that lag behind.
+    move = jnp.where(trusted & ~enough, aimed - plan.log_gain, 0.0)
 
-    following = _moved(plan, shift - pull * move, move)
+    following = moved(plan, shift - pull * move, move)
     stays = jnp.abs(move) <= 0
     from_below, from_above = reach(following)
     return _Search(
@@ -143,55 +138,56 @@ def _solve(
     )
 
   log_gain = jnp.clip(_gain_of(scores, state, least), least, most)
-  plan = _Plan(log_gain, _start(scores, state, rho, log_gain))
+  start = _start(scores, state, rho, log_gain)
+  plan = Plan(log_gain, start, jnp.zeros_like(start))
   search = _Search(jnp.zeros((), jnp.int32), plan, least, most, *reach(plan), jnp.array(False))
   search = lax.while_loop(lambda s: (s.i < _ITERATIONS) & ~s.done, iterate, search)
   return search.plan
 
 
 @_solve.defjvp
-def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_Plan, _Plan]:
-  """The gain is held: the derivative is that of the thresholds, which keep every row's budget."""
+def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Plan, Plan]:
+  """The gain is held: the derivative is that of the duals, which keep the budget of every row."""
   scores, ds, drho = primals[0], tangents[0], tangents[1]
   plan = _solve(*primals)
   m = jax.nn.sigmoid(plan.log_odds(scores))
   d = m * (1 - m)
-  curvature = jnp.mean(d, axis=0)
+  curvature = _mean(d)
   hard = curvature <= jnp.finfo(m.dtype).tiny
-  spent = jnp.mean(d * ds, axis=0) - drho / jnp.exp(plan.log_gain)
-  moved = jnp.where(hard, 0.0, spent / jnp.where(hard, 1.0, curvature))
-  return plan, _Plan(jnp.zeros_like(plan.log_gain), moved)
+  spent = drho - jnp.exp(plan.log_gain) * _mean(d * ds)
+  dual = jnp.where(hard, 0.0, spent / jnp.where(hard, 1.0, curvature))
+  return plan, Plan(jnp.zeros_like(plan.log_gain), jnp.zeros_like(dual), dual)
 
 
-def _moved(plan: _Plan, shift: Array, move: Array) -> _Plan:
-  """The plan whose log-odds are exp(move) z + shift."""
-  log_gain = plan.log_gain + move
-  return _Plan(log_gain, plan.thresholds - shift / jnp.exp(log_gain))
+def _mean(x: Array) -> Array:
+  """Over every row, (1, rows)."""
+  return jnp.mean(x, axis=0, keepdims=True)
 
 
 def _gain_of(scores: Array, state: Array, least: Array) -> Array:
   """The log-gain of the last step, by regression of the scores on its log-odds; least at rest."""
   apart = max(1, scores.shape[1] // _GUESSED_FROM) | 1
   s, z = scores[:, ::apart], state[:, ::apart]
-  s, z = s - jnp.mean(s, axis=0, keepdims=True), z - jnp.mean(z, axis=0, keepdims=True)
+  s, z = s - _mean(s), z - _mean(z)
   slope = jnp.mean(s * z) / jnp.mean(z * z)
   return jnp.where(slope > 0, -jnp.log(jnp.where(slope > 0, slope, 1.0)), least)
 
 
 def _start(scores: Array, state: Array, rho: Array, log_gain: Array) -> Array:
-  """Thresholds to begin with, (rows,): of short rows from their order, else those of the last step.
+  """Thresholds to begin with, (1, rows): of short rows by their order, else those of the last step.
 
   Of scores that tie the places are all the last of them, so that the k-th largest score is the
   largest one whose place is k or later.
   """
   n = len(scores)
   if n > _SHORT:
-    return jnp.mean(scores, axis=0) - jnp.mean(state, axis=0) * jnp.exp(-log_gain)
-  places = [sum((other >= one).astype(jnp.int32) for other in scores) for one in scores]
+    return _mean(scores) - _mean(state) * jnp.exp(-log_gain)
+  rows = jnp.split(scores, n)
+  places = [sum((other >= one).astype(jnp.int32) for other in rows) for one in rows]
 
   def at(place: Array) -> Array:
-    none = jnp.full_like(scores[0], -jnp.inf)
-    some = [jnp.where(p >= place, one, none) for p, one in zip(places, scores, strict=True)]
+    none = jnp.full_like(rows[0], -jnp.inf)
+    some = [jnp.where(p >= place, one, none) for p, one in zip(places, rows, strict=True)]
     return functools.reduce(jnp.maximum, some)
 
   kept = rho * n  # the budget separates these two, which are one where it cuts an element

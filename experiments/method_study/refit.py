@@ -18,7 +18,9 @@ from operator import getitem
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
+from jax import Array
 
 from dtp_jax.files import check_folder
 from dtp_jax.train.flags import checked, names_of, numbers
@@ -80,20 +82,29 @@ def _refitted(bed: Bed, found: Searched, images: Any) -> Any:
   """The weights, with every kernel changed that reads what the hard masks have changed."""
   params = jax.tree.map(lambda leaf: leaf, found.params)  # its dicts are written to
   soft = _read(bed, found, found.params, found.soft, images)
-  for path, before in soft.items():
+  for path, wanted in soft.items():
     layer = functools.reduce(getitem, path.split('/'), params)
-    kernel = layer['kernel']
-    after = _read(bed, found, params, found.hard, images)[path]
-    wanted, given = (windows(read, kernel) for read in (before, after))
-    layer['kernel'] = kernel + correction(given, wanted, kernel)
+    given = _read(bed, found, params, found.hard, images)[path]
+    layer['kernel'] = layer['kernel'] + correction(given, wanted, layer['kernel'])
   return params
 
 
-def _read(bed: Bed, found: Searched, params: Any, masks: Any, images: Any) -> dict[str, nets.Layer]:
-  """What every layer reads under some masks, normalised by the batch."""
+def _read(bed: Bed, found: Searched, params: Any, masks: Any, images: Any) -> dict[str, Array]:
+  """The windows of every layer under some masks, normalised by the batch.
+
+  Masks of channels multiply the kernels that read them, here what is read: the same product.
+  """
   seen: dict[str, nets.Layer] = {}
   nets.resnet(apply(bed, params, masks), found.stats, bed.normalised(images), True, seen)
-  return seen
+  factors = apply(bed, jax.tree.map(jnp.ones_like, params), masks)
+  layers = {}
+  for path, layer in seen.items():
+    kernel = functools.reduce(getitem, path.split('/'), factors)['kernel']
+    inputs = layer.inputs * kernel[(0,) * (kernel.ndim - 2)][:, 0].reshape(
+      (1,) * (layer.inputs.ndim - 1) + (-1,)
+    )
+    layers[path] = windows(layer._replace(inputs=inputs), kernel)
+  return layers
 
 
 if __name__ == '__main__':
