@@ -96,14 +96,14 @@ class Pruner(NamedTuple):
     Args:
       params: see above.
       extra: the collections 'scores' and 'transport'.
-      step: soft step, 0, 1, ...; an int or a traced integer.
+      step: soft step, 0, 1, ...; a number, traced or not.
 
     Returns:
       A tree like params, differentiable in params and extra['scores'], and the transport collection
       of the next step, not differentiable.
 
     Raises:
-      ValueError: collections of another network, or a step that is no integer >= 0.
+      ValueError: collections of another network, or a step that is no number >= 0.
     """
     masks, transport = self.masks(params, extra, step)
     return self.apply_masks(params, masks), transport

@@ -20,7 +20,7 @@ from jax import Array, lax
 from dtp_jax.transport.columns import Column, logit
 from dtp_jax.transport.solve import MAX_LOG_ODDS, finite_range, mask_of, rate
 
-__all__ = ['Plan', 'annealed', 'moved']
+__all__ = ['Plan', 'annealed', 'between', 'ends', 'moved']
 
 _MARGIN = 1e-3  # relative: the ceiling is met from below
 # Residuals (logit of the budget, log of the softness) after which one step more is the last: Newton
@@ -72,9 +72,7 @@ def annealed(
   scores: Array, state: Array, rho: Array, least: Array, ceiling: Array, column: Column
 ) -> tuple[Array, Array]:
   """The mask and its log-odds; kappa is the smallest >= least whose softness is <= ceiling."""
-  bottom, top = finite_range(lax.stop_gradient(scores))
-  gap = 10 * (top - bottom) + 1  # infinite scores come so much later than the last finite one
-  bottom, top = bottom - gap, top + gap
+  bottom, top = ends(scores)
   scores = jnp.clip(scores, bottom, top)  # a clip, not a select: NaN stays NaN
   state = lax.stop_gradient(state).astype(scores.dtype)
   plan = _solve(scores, rho, column, state, bottom, top, jnp.log(least), ceiling)
@@ -138,10 +136,7 @@ def _solve(
     soft = jnp.where(known & (softer > 0), plan.log_gain, now.soft)
     hard = jnp.where(known & (softer < 0), plan.log_gain, now.hard)
     move = jnp.clip(-softer / jnp.where(slope < 0, slope, -1.0), -1.0, 1.0)
-    aimed = plan.log_gain + move
-    middle = 0.5 * (soft + hard)
-    aimed = jnp.where((aimed <= soft) & (soft > least), middle, jnp.maximum(aimed, soft))
-    aimed = jnp.where((aimed >= hard) & (hard < most), middle, jnp.minimum(aimed, hard))
+    aimed = between(plan.log_gain + move, soft, hard, least, most)
     move = jnp.where(near & (now.i < _MOVES), aimed - plan.log_gain, 0.0)
 
     met = (jnp.abs(over) <= tolerance[0]) & (jnp.abs(shift) <= 0.5 * _CLOSE)
@@ -196,6 +191,20 @@ def _solve_rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Pl
   hard = curvature <= jnp.finfo(m.dtype).tiny
   dual = jnp.where(hard, 0.0, (drho - spent) / jnp.where(hard, 1.0, curvature))
   return plan, Plan(jnp.zeros_like(dual), jnp.zeros_like(dual), dual)
+
+
+def ends(scores: Array) -> tuple[Array, Array]:
+  """Where scores are clipped, (..., 1): infinite ones come this far behind the last finite one."""
+  bottom, top = finite_range(lax.stop_gradient(scores))
+  gap = 10 * (top - bottom) + 1
+  return bottom - gap, top + gap
+
+
+def between(aimed: Array, soft: Array, hard: Array, least: Array, most: Array) -> Array:
+  """The log-gain aimed at, or half way between those known to be too soft and hard enough."""
+  middle = 0.5 * (soft + hard)
+  aimed = jnp.where((aimed <= soft) & (soft > least), middle, jnp.maximum(aimed, soft))
+  return jnp.where((aimed >= hard) & (hard < most), middle, jnp.minimum(aimed, hard))
 
 
 def moved(plan: Plan, shift: Array, move: Array) -> Plan:

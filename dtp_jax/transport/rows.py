@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dtp_jax.transport.annealing import Plan, moved
+from dtp_jax.transport.annealing import Plan, between, ends, moved
 from dtp_jax.transport.columns import logit
-from dtp_jax.transport.solve import MAX_LOG_ODDS, finite_range, mask_of
+from dtp_jax.transport.solve import MAX_LOG_ODDS, mask_of
 
 __all__ = ['annealed_rows']
 
@@ -60,9 +60,7 @@ def annealed_rows(
   scores: Array, state: Array, rho: Array, least: Array, ceiling: Array
 ) -> tuple[Array, Array]:
   """Masks and log-odds (rows, n); kappa is the smallest >= least that meets the ceiling."""
-  bottom, top = (end[0] for end in finite_range(lax.stop_gradient(scores).ravel()))
-  gap = 10 * (top - bottom) + 1  # infinite scores come so much later than the last finite one
-  bottom, top = bottom - gap, top + gap
+  bottom, top = (end[0] for end in ends(scores.ravel()))
   x = jnp.clip(scores.T, bottom, top)  # a clip, not a select: NaN stays NaN
   state = lax.stop_gradient(state).astype(scores.dtype)
   plan = _solve(x, rho, state.T, top - bottom, jnp.log(least), ceiling)
@@ -114,9 +112,7 @@ def _solve(
     soft = jnp.where(trusted & (softer > _ENOUGH), plan.log_gain, now.soft)
     hard = jnp.where(trusted & (softer < -_ENOUGH), plan.log_gain, now.hard)
     move = jnp.clip(-softer / jnp.where(by_gain < 0, by_gain, -1.0), -1.0, 1.0)
-    aimed, middle = plan.log_gain + move, 0.5 * (soft + hard)
-    aimed = jnp.where((aimed <= soft) & (soft > least), middle, jnp.maximum(aimed, soft))
-    aimed = jnp.where((aimed >= hard) & (hard < most), middle, jnp.minimum(aimed, hard))
+    aimed = between(plan.log_gain + move, soft, hard, least, most)
     enough = (jnp.abs(softer) <= _ENOUGH) & (untold <= _ENOUGH)
     enough |= (softer <= 0) & (plan.log_gain <= least) | (softer > 0) & (plan.log_gain >= most)
     enough |= (hard - soft <= 1e-4) | (now.i >= _MOVES)
